@@ -1,0 +1,65 @@
+"""The errors a user can meet: few, and each says what happened, to whom, and what to do.
+
+One place (`edgellm.cli._errors`) turns them into a line on stderr and an exit code.
+"""
+
+from __future__ import annotations
+
+
+class EdgeError(Exception):
+    """Base of all errors that EdgeLLM raises on purpose.
+
+    `str(error)` is one line that names the cause; `error.remedy` is one line that says what to do, or "".
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, remedy: str = "") -> None:
+        super().__init__(message)
+        self.remedy = remedy
+
+
+class UsageError(EdgeError):
+    """The user asked for something that cannot be, whatever the swarm looks like (empty prompt, bad option)."""
+
+    exit_code = 2
+
+
+class ModelError(EdgeError):
+    """A model directory, download or digest is not what it must be."""
+
+
+class NetworkError(EdgeError):
+    """A peer could not be reached, or a stream to it broke or timed out."""
+
+
+class ProtocolViolation(NetworkError):  # noqa: N818 - it names what the other side did
+    """A peer sent something that the protocol does not allow; it is not trusted further."""
+
+
+class DiscoveryError(EdgeError):
+    """The swarm could not be searched, or nobody in it has what was asked for."""
+
+
+class PlanError(EdgeError):
+    """No set of known hosts can run the request; the message says what is missing."""
+
+
+class LeaseError(EdgeError):
+    """A host refused, broke or ended a lease."""
+
+
+class HostLost(LeaseError):  # noqa: N818 - it names the event
+    """A host that holds a lease died or fell silent."""
+
+
+class CellError(EdgeError):
+    """A sandbox could not be made, or died."""
+
+
+class EngineError(EdgeError):
+    """The engine refused a request or failed."""
+
+
+class SessionError(EdgeError):
+    """A session does not exist, is closed, or could not be opened."""
