@@ -1,0 +1,56 @@
+from edgellm.wire import backend_pb2 as _backend_pb2
+from google.protobuf.internal import containers as _containers
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class DescribeRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class Description(_message.Message):
+    __slots__ = ("name", "model", "state", "detail", "opened_unix_ms", "idle_expires_unix_ms", "running_requests", "tensor_parallel", "max_model_len", "stages")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    DETAIL_FIELD_NUMBER: _ClassVar[int]
+    OPENED_UNIX_MS_FIELD_NUMBER: _ClassVar[int]
+    IDLE_EXPIRES_UNIX_MS_FIELD_NUMBER: _ClassVar[int]
+    RUNNING_REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    TENSOR_PARALLEL_FIELD_NUMBER: _ClassVar[int]
+    MAX_MODEL_LEN_FIELD_NUMBER: _ClassVar[int]
+    STAGES_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    model: str
+    state: str
+    detail: str
+    opened_unix_ms: int
+    idle_expires_unix_ms: int
+    running_requests: int
+    tensor_parallel: int
+    max_model_len: int
+    stages: _containers.RepeatedCompositeFieldContainer[StageDescription]
+    def __init__(self, name: _Optional[str] = ..., model: _Optional[str] = ..., state: _Optional[str] = ..., detail: _Optional[str] = ..., opened_unix_ms: _Optional[int] = ..., idle_expires_unix_ms: _Optional[int] = ..., running_requests: _Optional[int] = ..., tensor_parallel: _Optional[int] = ..., max_model_len: _Optional[int] = ..., stages: _Optional[_Iterable[_Union[StageDescription, _Mapping]]] = ...) -> None: ...
+
+class StageDescription(_message.Message):
+    __slots__ = ("peer", "name", "first_layer", "end_layer")
+    PEER_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    FIRST_LAYER_FIELD_NUMBER: _ClassVar[int]
+    END_LAYER_FIELD_NUMBER: _ClassVar[int]
+    peer: str
+    name: str
+    first_layer: int
+    end_layer: int
+    def __init__(self, peer: _Optional[str] = ..., name: _Optional[str] = ..., first_layer: _Optional[int] = ..., end_layer: _Optional[int] = ...) -> None: ...
+
+class CloseRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class CloseReply(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
