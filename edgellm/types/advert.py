@@ -1,0 +1,64 @@
+"""What a host lends, as it says in its signed advert."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """Members of one cluster must agree in all of it: Ray refuses other versions, and KV layouts differ."""
+
+    backend: str
+    device_kind: str
+    versions: tuple[tuple[str, str], ...]
+    """Sorted (distribution, version) pairs."""
+
+    def __str__(self) -> str:
+        versions = " ".join(f"{name} {version}" for name, version in self.versions)
+        return f"{self.backend}/{self.device_kind} ({versions})"
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    id: str
+    kind: str
+    name: str
+    memory_bytes: int
+    """Lent; at most what is installed."""
+    bandwidth_bytes_s: float
+    """Measured memory bandwidth: what decoding one sequence is bound by."""
+    flops: float
+    """Measured matrix-multiply rate in FLOP/s: what prefill is bound by."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelOffer:
+    name: str
+    digest: str
+    """SHA-256 of the canonical manifest, hex."""
+    layers: int
+    weights_bytes: int
+    max_context: int
+
+
+@dataclass(frozen=True, slots=True)
+class HostAdvert:
+    peer: str
+    name: str
+    sequence: int
+    issued_at: float
+    expires_at: float
+    addresses: tuple[str, ...]
+    engine: Engine
+    devices: tuple[Device, ...]
+    free_devices: tuple[str, ...]
+    free_memory_bytes: int
+    models: tuple[ModelOffer, ...]
+    fabrics: tuple[str, ...]
+    free_leases: int
+    draining: bool = False
+
+    def offer(self, model: str) -> ModelOffer | None:
+        """The offer for a model asked for by name or by digest."""
+        return next((offer for offer in self.models if model in (offer.name, offer.digest)), None)

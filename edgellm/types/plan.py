@@ -1,0 +1,129 @@
+"""What is asked of a cluster, and the plan that answers it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from edgellm.types.advert import Device, Engine
+from edgellm.types.model import ModelShape
+
+
+@dataclass(frozen=True, slots=True)
+class PlanRequest:
+    model: str
+    """As the user named it; for messages."""
+    digest: str
+    shape: ModelShape
+    context: int
+    """Tokens that one sequence may grow to, prompt and answer together."""
+    sequences: int = 1
+    """How many sequences of that length the KV cache shall hold at once."""
+    tensor_parallel: int | None = None
+    """None leaves it to the planner."""
+    pipeline_parallel: int | None = None
+    peers: tuple[str, ...] = ()
+    """Only these, when not empty: peer ids, unambiguous prefixes of them, or host names."""
+    fabric: str = "overlay"
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A host that offers the asked model, as the planner sees it."""
+
+    peer: str
+    name: str
+    digest: str
+    engine: Engine
+    devices: tuple[Device, ...]
+    """Free ones only, memory as free now."""
+    fabrics: tuple[str, ...]
+    round_trip_s: float = 0.001
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One pipeline stage: one host, a run of layers [first_layer, end_layer), `tensor_parallel` of its devices."""
+
+    peer: str
+    name: str
+    first_layer: int
+    end_layer: int
+    memory_bytes: int
+    """For each device: its share of the weights, KV cache, and overhead."""
+    devices: tuple[str, ...] = ()
+    """What the planner had in mind; the host decides when it grants."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    decode_tok_s: float
+    prefill_tok_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class StagePlan:
+    """The planner's result: stages in pipeline order, all of one tensor-parallel degree."""
+
+    request: PlanRequest
+    engine: Engine
+    tensor_parallel: int
+    stages: tuple[Stage, ...]
+    kv_cache_bytes: int
+    """For each rank: enough for the rank with the most layers."""
+    prediction: Prediction
+
+    @property
+    def pipeline_parallel(self) -> int:
+        return len(self.stages)
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    host: str
+    port: int
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A peer of a cluster, as the signed plan names it. The head has no lease and no layers."""
+
+    peer: str
+    address: str
+    overlay_certificate: bytes
+    overlay_endpoints: tuple[Endpoint, ...]
+    lease: str = ""
+    first_layer: int = 0
+    end_layer: int = 0
+    devices: tuple[str, ...] = ()
+    memory_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterPlan:
+    """What the requester signs and every member checks: who is in, at which address, with which layers."""
+
+    cluster: str
+    digest: str
+    tensor_parallel: int
+    members: tuple[Member, ...]
+    """The head first, then the stages in pipeline order."""
+    fabric: str
+    max_model_len: int
+    kv_cache_bytes: int
+    subnet: str
+    cluster_token: str
+    issued_at: float
+
+    @property
+    def head(self) -> Member:
+        return self.members[0]
+
+    @property
+    def workers(self) -> tuple[Member, ...]:
+        return self.members[1:]
+
+    def member(self, peer: str) -> Member | None:
+        return next((member for member in self.members if member.peer == peer), None)
+
+    def at(self, address: str) -> Member | None:
+        return next((member for member in self.members if member.address == address), None)
