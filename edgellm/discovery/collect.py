@@ -1,0 +1,122 @@
+"""A requester's side of discovery: find hosts, ask each for its advert, keep what is good, count what is not."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import trio
+
+from edgellm.discovery.check import fault
+from edgellm.discovery.codec import MAX_ADVERT_BYTES, open_advert
+from edgellm.discovery.keys import HOSTS_KEY, model_key
+from edgellm.discovery.publish import PROTOCOL
+from edgellm.errors import NetworkError, ProtocolViolation
+from edgellm.p2p.framing import MessageStream
+from edgellm.p2p.network import Network, PeerAddress
+from edgellm.types.advert import HostAdvert
+from edgellm.wire import wire_pb2
+
+ASK_TIMEOUT_S = 5.0
+MAX_ASKED_AT_ONCE = 32
+MAX_PROVIDERS = 512
+
+
+@dataclass
+class SequenceBook:
+    """The newest advert sequence seen of each peer, so that an older one cannot be replayed."""
+
+    newest: dict[str, int] = field(default_factory=dict)
+
+    def last(self, peer: str) -> int:
+        return self.newest.get(peer, 0)
+
+    def saw(self, peer: str, sequence: int) -> None:
+        self.newest[peer] = max(sequence, self.last(peer))
+
+
+@dataclass(frozen=True, slots=True)
+class Sighting:
+    """A host that answered just now, and how long its answer took."""
+
+    advert: HostAdvert
+    round_trip_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    sightings: tuple[Sighting, ...]
+    """By peer id, so that equal swarms give equal plans."""
+    refused: dict[str, int]
+    """Why adverts were not believed, and how many of each: "forged", "expired", "unreachable", ..."""
+    listed: int
+    """How many providers the DHT listed."""
+
+
+async def find_hosts(
+    network: Network,
+    model: str | None,
+    *,
+    book: SequenceBook,
+    now: Callable[[], float],
+    timeout_s: float = ASK_TIMEOUT_S,
+) -> Found:
+    """Asks every host that the DHT lists for `model` (all hosts when None) for its advert; takes one `timeout_s`.
+
+    Raises DiscoveryError or NetworkError only when the DHT cannot be asked at all.
+    """
+    key = HOSTS_KEY if model is None else model_key(model)
+    providers = [provider for provider in await network.find_providers(key) if provider.peer != network.peer]
+    sightings: list[Sighting] = []
+    refused: Counter[str] = Counter()
+    slots = trio.CapacityLimiter(MAX_ASKED_AT_ONCE)
+
+    async def ask(provider: PeerAddress) -> None:
+        async with slots:
+            try:
+                sightings.append(await _ask(network, provider, book, now, timeout_s))
+            except ProtocolViolation as error:
+                refused[getattr(error, "fault", "malformed")] += 1
+            except NetworkError:
+                refused["unreachable"] += 1
+
+    async with trio.open_nursery() as nursery:
+        for provider in providers[:MAX_PROVIDERS]:
+            nursery.start_soon(ask, provider)
+    sightings.sort(key=lambda sighting: sighting.advert.peer)
+    return Found(tuple(sightings), dict(refused), len(providers))
+
+
+class UnbelievableAdvert(ProtocolViolation):
+    """A peer's advert failed `check.fault`."""
+
+    def __init__(self, peer: str, fault: str) -> None:
+        super().__init__(f"the advert of peer {peer} is {fault}")
+        self.fault = fault
+
+
+async def _ask(
+    network: Network, provider: PeerAddress, book: SequenceBook, now: Callable[[], float], timeout_s: float
+) -> Sighting:
+    stream = await network.open_stream(
+        provider.peer, PROTOCOL, addresses=provider.addresses, timeout_s=timeout_s
+    )
+    messages = MessageStream(stream)
+    try:
+        begun = trio.current_time()
+        await messages.send(wire_pb2.AdvertRequest(), timeout_s=timeout_s)
+        reply = await messages.receive(wire_pb2.AdvertReply, timeout_s=timeout_s, max_bytes=MAX_ADVERT_BYTES)
+        round_trip_s = trio.current_time() - begun
+    finally:
+        with trio.CancelScope(shield=True, deadline=trio.current_time() + 1):
+            await messages.aclose()
+    signer, advert = open_advert(reply.envelope)
+    wrong = fault(
+        advert, signer=signer, peer=provider.peer, now=now(), last_sequence=book.last(provider.peer)
+    )
+    if wrong is not None:
+        raise UnbelievableAdvert(provider.peer, wrong)
+    book.saw(provider.peer, advert.sequence)
+    return Sighting(advert, round_trip_s if math.isfinite(round_trip_s) else timeout_s)
