@@ -1,4 +1,4 @@
-"""The Ed25519 key that a peer is: made, kept in a file that nobody else may read, and used by one process only."""
+"""The Ed25519 key that a peer is: made, kept in a private file, and used by one process at a time."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import secrets
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,8 +17,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 
 from edgellm.errors import UsageError
 
-# libp2p peer-id specification: a key of at most 42 bytes is its own id, as an identity multihash (code 0, length
-# 36) of the protobuf PublicKey{Type: Ed25519, Data: 32 bytes}; the file holds PrivateKey{Ed25519, seed + public key}.
+# libp2p peer-id specification: a key of at most 42 bytes is its own id, as an identity multihash (code 0,
+# length 36) of the protobuf PublicKey{Ed25519, 32 bytes}. The file holds PrivateKey{Ed25519, seed + public}.
 _PUBLIC_PREFIX = bytes.fromhex("08011220")
 _PEER_PREFIX = bytes.fromhex("0024") + _PUBLIC_PREFIX
 _PRIVATE_PREFIX = bytes.fromhex("08011240")
@@ -58,14 +58,14 @@ class Identity:
 
 
 def peer_of_public_key(public_key: bytes) -> str:
-    """The base58 peer id of 32 raw bytes of an Ed25519 public key."""
+    """The base58 peer id of the 32 raw bytes of an Ed25519 public key."""
     if len(public_key) != 32:
         raise ValueError(f"an Ed25519 public key has 32 bytes, not {len(public_key)}")
     return base58.b58encode(_PEER_PREFIX + public_key).decode("ascii")
 
 
 def public_key_of_peer(peer: str) -> bytes:
-    """The 32 raw bytes of the Ed25519 public key inside a base58 peer id. Raises ValueError for any other id."""
+    """The 32 raw bytes of the Ed25519 key inside a base58 peer id. Raises ValueError for any other id."""
     decoded = base58.b58decode(peer) if len(peer) <= 64 else b""
     if len(decoded) != 38 or not decoded.startswith(_PEER_PREFIX):
         raise ValueError(f"{peer[:80]!r} is no Ed25519 peer id")
@@ -73,7 +73,7 @@ def public_key_of_peer(peer: str) -> bytes:
 
 
 def verify(peer: str, data: bytes, signature: bytes) -> bool:
-    """Whether `signature` is that of `peer` over `data`. Raises ValueError when `peer` is no Ed25519 peer id."""
+    """Whether `signature` is that of `peer` over `data`. Raises ValueError when `peer` is no Ed25519 id."""
     key = Ed25519PublicKey.from_public_bytes(public_key_of_peer(peer))
     try:
         key.verify(signature, data)
@@ -102,7 +102,7 @@ def load_or_create_identity(path: Path) -> Identity:
 def exclusive_identity(path: Path) -> Iterator[Identity]:
     """The identity at `path`, held so that no other process can run under it at the same time.
 
-    Raises UsageError naming the file and the process that holds it; what `load_or_create_identity` raises as well.
+    Raises UsageError naming the file and the process that holds it, and where `load_or_create_identity` does.
     """
     identity = load_or_create_identity(path)
     lock_path = path.with_name(path.name + ".lock")
@@ -137,11 +137,9 @@ def _create(path: Path) -> None:
             file.write(_PRIVATE_PREFIX + identity.seed + identity.public_key)
             file.flush()
             os.fsync(descriptor)
-        # A link, not a rename: of two processes that create at the same time the first wins and both load its key.
-        try:
+        # A link, not a rename: of two processes that create it at once the first wins, and both load its key.
+        with suppress(FileExistsError):
             path.hardlink_to(temporary)
-        except FileExistsError:
-            return
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -1,7 +1,6 @@
 """The border to the network: what everything above `edgellm.p2p` may use, and all of it.
 
-Two things stand behind it: `edgellm.p2p.node.LibP2PNetwork` (real) and `edgellm.testing.memory_network` (tests).
-Imports no libp2p.
+Behind it stand `edgellm.p2p.node` (real) and `edgellm.testing.memory_network` (tests). Imports no libp2p.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ class PeerAddress:
 class Stream(Protocol):
     """One bidirectional byte stream to one authenticated peer.
 
-    A stream whose peer died ends exactly like one that was closed: conversations need a last message of their own.
+    A stream whose peer died ends just like one that was closed: a conversation needs its own last message.
     A reader that pauses for more than 5 s makes the other side's `send_all` fail: keep reading.
     One task may send while another receives; not two of the same kind.
     """
@@ -40,7 +39,7 @@ class Stream(Protocol):
         """Sends all of `data`. Raises NetworkError when the stream is broken or the peer does not read."""
 
     async def receive_some(self, max_bytes: int = 65536) -> bytes:
-        """At least one byte and at most `max_bytes`; b"" at the end. Raises NetworkError when it was reset."""
+        """1 to `max_bytes` bytes, or b"" at the end. Raises NetworkError when the stream was reset."""
 
     async def aclose(self) -> None:
         """Ends the sending side; never raises NetworkError, never takes longer than a second or two."""
