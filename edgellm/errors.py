@@ -5,6 +5,9 @@ One place (`edgellm.cli._errors`) turns them into a line on stderr and an exit c
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class EdgeError(Exception):
     """Base of all errors that EdgeLLM raises on purpose.
@@ -33,7 +36,7 @@ class NetworkError(EdgeError):
     """A peer could not be reached, or a stream to it broke or timed out."""
 
 
-class ProtocolViolation(NetworkError):  # noqa: N818 - it names what the other side did
+class ProtocolViolation(NetworkError):
     """A peer sent something that the protocol does not allow; it is not trusted further."""
 
 
@@ -49,7 +52,7 @@ class LeaseError(EdgeError):
     """A host refused, broke or ended a lease."""
 
 
-class HostLost(LeaseError):  # noqa: N818 - it names the event
+class HostLost(LeaseError):
     """A host that holds a lease died or fell silent."""
 
 
@@ -63,3 +66,30 @@ class EngineError(EdgeError):
 
 class SessionError(EdgeError):
     """A session does not exist, is closed, or could not be opened."""
+
+
+@contextmanager
+def unwrapped() -> Iterator[None]:
+    """Raises an EdgeError that comes out of a nursery by itself instead of inside exception groups.
+
+    Nurseries wrap what their tasks raise; a group that holds any other kind of error goes on as it is, because a defect must
+    never hide behind an expected error.
+    """
+    try:
+        yield
+    except BaseExceptionGroup as group:
+        leaves = list(_leaves(group))
+        first = leaves[0]
+        if isinstance(first, EdgeError | KeyboardInterrupt) and all(
+            isinstance(leaf, EdgeError | KeyboardInterrupt) for leaf in leaves
+        ):
+            raise first from group
+        raise
+
+
+def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
+    for error in group.exceptions:
+        if isinstance(error, BaseExceptionGroup):
+            yield from _leaves(error)
+        else:
+            yield error

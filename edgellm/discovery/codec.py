@@ -25,7 +25,7 @@ def seal_advert(advert: HostAdvert, identity: Identity) -> bytes:
 
 def open_advert(envelope: bytes) -> tuple[str, HostAdvert]:
     """The signer's peer id and the advert. Raises ProtocolViolation for anything forged, malformed or too big."""
-    peer, payload = open_envelope(envelope, DOMAIN, PAYLOAD_TYPE, MAX_ADVERT_BYTES)
+    peer, payload = open_envelope(envelope, DOMAIN, PAYLOAD_TYPE, max_bytes=MAX_ADVERT_BYTES)
     try:
         message = wire_pb2.HostAdvert.FromString(payload)
     except DecodeError as error:

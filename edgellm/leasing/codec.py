@@ -1,0 +1,93 @@
+"""The ClusterPlan and the signed envelope that carries it. Pure."""
+
+from __future__ import annotations
+
+import re
+
+from google.protobuf.message import DecodeError
+
+from edgellm.errors import ProtocolViolation
+from edgellm.leasing.terms import certificate_from_wire, endpoints_from_wire, endpoints_to_wire
+from edgellm.p2p.envelope import open_envelope, seal
+from edgellm.p2p.identity import Identity
+from edgellm.types.plan import ClusterPlan, Member
+from edgellm.wire import wire_pb2
+
+DOMAIN = "edgellm-plan-v1"
+PAYLOAD_TYPE = b"/edgellm/plan"
+MAX_PLAN_BYTES = 512 * 1024
+MAX_MEMBERS = 64
+_TOKEN = re.compile(r"[0-9a-f]{32,128}")
+_IPV4 = re.compile(r"\d{1,3}(\.\d{1,3}){3}")
+
+
+def seal_plan(plan: ClusterPlan, identity: Identity) -> bytes:
+    """The envelope that carries `plan`, signed by the requester."""
+    message = wire_pb2.ClusterPlan(
+        cluster=plan.cluster,
+        model_digest=bytes.fromhex(plan.digest),
+        tensor_parallel=plan.tensor_parallel,
+        members=[
+            wire_pb2.PlanMember(
+                peer=member.peer,
+                address=member.address,
+                overlay_certificate=member.overlay_certificate,
+                overlay_endpoints=endpoints_to_wire(member.overlay_endpoints),
+                lease=member.lease,
+                first_layer=member.first_layer,
+                end_layer=member.end_layer,
+                devices=member.devices,
+                memory_bytes=member.memory_bytes,
+            )
+            for member in plan.members
+        ],
+        fabric=plan.fabric,
+        max_model_len=plan.max_model_len,
+        kv_cache_bytes=plan.kv_cache_bytes,
+        subnet=plan.subnet,
+        cluster_token=plan.cluster_token,
+        issued_unix_ms=round(plan.issued_at * 1000),
+    )
+    return seal(identity, DOMAIN, PAYLOAD_TYPE, message.SerializeToString())
+
+
+def open_plan(envelope: bytes) -> tuple[str, ClusterPlan]:
+    """The signer's peer id and the plan. Raises ProtocolViolation for anything forged, malformed or too big."""
+    signer, payload = open_envelope(envelope, DOMAIN, PAYLOAD_TYPE, max_bytes=MAX_PLAN_BYTES)
+    try:
+        message = wire_pb2.ClusterPlan.FromString(payload)
+    except DecodeError as error:
+        raise ProtocolViolation(f"peer {signer} signed something that is no plan") from error
+    if not 2 <= len(message.members) <= MAX_MEMBERS:
+        raise ProtocolViolation(f"a plan with {len(message.members)} members")
+    if len(message.model_digest) != 32 or not _TOKEN.fullmatch(message.cluster_token):
+        raise ProtocolViolation("a plan whose digest or token is not of its form")
+    plan = ClusterPlan(
+        cluster=message.cluster,
+        digest=message.model_digest.hex(),
+        tensor_parallel=message.tensor_parallel,
+        members=tuple(_member(member) for member in message.members),
+        fabric=message.fabric,
+        max_model_len=message.max_model_len,
+        kv_cache_bytes=message.kv_cache_bytes,
+        subnet=message.subnet,
+        cluster_token=message.cluster_token,
+        issued_at=message.issued_unix_ms / 1000,
+    )
+    return signer, plan
+
+
+def _member(message: wire_pb2.PlanMember) -> Member:
+    if not _IPV4.fullmatch(message.address) or len(message.devices) > 64:
+        raise ProtocolViolation("a plan with a member that is not of its form")
+    return Member(
+        peer=message.peer,
+        address=message.address,
+        overlay_certificate=certificate_from_wire(message.overlay_certificate),
+        overlay_endpoints=endpoints_from_wire(list(message.overlay_endpoints)),
+        lease=message.lease,
+        first_layer=message.first_layer,
+        end_layer=message.end_layer,
+        devices=tuple(message.devices),
+        memory_bytes=message.memory_bytes,
+    )

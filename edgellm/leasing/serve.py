@@ -1,0 +1,254 @@
+"""A host's side of a lease: grant, wait for the plan, run it, and end it whatever happens."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import structlog
+import trio
+
+from edgellm.errors import EdgeError, NetworkError, ProtocolViolation
+from edgellm.leasing import COMMIT_S, HEARTBEAT_S, PROTOCOL, SILENCE_S
+from edgellm.leasing.accept import objection
+from edgellm.leasing.codec import MAX_PLAN_BYTES, open_plan
+from edgellm.leasing.lease import Book, Lease, Refusal
+from edgellm.leasing.terms import endpoints_to_wire, terms_from_wire
+from edgellm.p2p.framing import MessageStream
+from edgellm.p2p.network import Network, Stream
+from edgellm.types.plan import ClusterPlan, Endpoint
+from edgellm.wire import wire_pb2
+
+log = structlog.get_logger(__name__)
+
+FAREWELL_S = 1.0
+"""How long the last message to a requester may take."""
+
+
+@dataclass(frozen=True, slots=True)
+class Doorway:
+    """What other members need to reach a lease's cell: made when the lease is granted."""
+
+    certificate: bytes
+    endpoints: tuple[Endpoint, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class CellNews:
+    phase: str
+    detail: str = ""
+
+
+class RunningCell(Protocol):
+    def news(self) -> AsyncIterator[CellNews]:
+        """What happens in the cell, as it happens; ends when the cell is gone."""
+
+    async def wait(self) -> str:
+        """Returns why the cell is gone, once it is."""
+
+
+class Runner(Protocol):
+    """The effects behind a lease: `edgellm.hosting.runner` really has them, tests need not."""
+
+    def prepare(self, lease: Lease) -> AbstractContextManager[Doorway]:
+        """Opens the doorway; it closes with the context."""
+
+    def run(
+        self, lease: Lease, plan: ClusterPlan, doorway: Doorway
+    ) -> AbstractAsyncContextManager[RunningCell]:
+        """Makes the cell and starts the member in it; all of it is gone when the context ends."""
+
+
+@dataclass(frozen=True, slots=True)
+class _End:
+    code: str
+    reason: str
+
+
+@dataclass
+class _Conversation:
+    """One lease stream. The first call of `end` decides; every task of the lease is cancelled by it."""
+
+    messages: MessageStream
+    scope: trio.CancelScope = field(default_factory=trio.CancelScope)
+    sending: trio.Lock = field(default_factory=trio.Lock)
+    plan: ClusterPlan | None = None
+    committed: trio.Event = field(default_factory=trio.Event)
+    ended: _End | None = None
+
+    def end(self, code: str, reason: str) -> None:
+        if self.ended is None:
+            self.ended = _End(code, reason)
+            self.scope.cancel()
+
+    async def send(self, message: wire_pb2.FromHost) -> None:
+        async with self.sending:
+            await self.messages.send(message, timeout_s=SILENCE_S)
+
+
+class LeaseServer:
+    """Serves `/edgellm/lease/1`: owns the host's book, and calls `changed` whenever it differs."""
+
+    def __init__(
+        self,
+        network: Network,
+        book: Book,
+        runner: Runner,
+        *,
+        now: Callable[[], float],
+        changed: Callable[[Book], None] = lambda book: None,
+    ) -> None:
+        self._network = network
+        self._runner = runner
+        self._now = now
+        self._changed = changed
+        self._drain_deadline: float | None = None
+        self._draining = trio.Event()
+        self._idle = trio.Condition()
+        self.book = book
+
+    def attach(self) -> None:
+        self._network.serve(PROTOCOL, self._serve)
+
+    async def drain(self, grace_s: float) -> None:
+        """Takes no new leases, tells the holders of running ones, and returns when none is left.
+
+        After `grace_s` those that are left are ended; this returns soon after.
+        """
+        self._drain_deadline = trio.current_time() + grace_s
+        self._update(self.book.drain())
+        self._draining.set()
+        async with self._idle:
+            while self.book.leases:
+                await self._idle.wait()
+
+    def _update(self, book: Book) -> None:
+        self.book = book
+        self._changed(book)
+
+    async def _serve(self, stream: Stream) -> None:
+        messages = MessageStream(stream, max_bytes=MAX_PLAN_BYTES)
+        first = await messages.receive(wire_pb2.FromRequester, timeout_s=SILENCE_S)
+        if first.WhichOneof("message") != "reserve":
+            raise ProtocolViolation(f"peer {stream.peer} began a lease without reserving")
+        terms = terms_from_wire(first.reserve)
+        granted = self.book.reserve(terms, lease=secrets.token_hex(8), requester=stream.peer, now=self._now())
+        if isinstance(granted, Refusal):
+            log.info("lease refused", requester=stream.peer, code=granted.code, reason=granted.reason)
+            refused = wire_pb2.Refused(reason=granted.reason, code=granted.code)
+            await messages.send(wire_pb2.FromHost(refused=refused))
+            return
+        book, lease = granted
+        self._update(book)
+        log.info("lease granted", lease=lease.id, requester=stream.peer, devices=lease.devices)
+        conversation = _Conversation(messages)
+        try:
+            with self._runner.prepare(lease) as doorway:
+                await self._converse(conversation, lease, doorway)
+        finally:
+            self._update(self.book.release(lease.id))
+            end = conversation.ended or _End("invalid", "the host failed")
+            log.info("lease ended", lease=lease.id, code=end.code, reason=end.reason)
+            with trio.CancelScope(shield=True, deadline=trio.current_time() + FAREWELL_S):
+                async with self._idle:
+                    self._idle.notify_all()
+                try:
+                    ended = wire_pb2.Ended(reason=end.reason, code=end.code)
+                    await messages.send(wire_pb2.FromHost(ended=ended))
+                except NetworkError:
+                    log.debug("the requester is gone", lease=lease.id)
+
+    async def _converse(self, conversation: _Conversation, lease: Lease, doorway: Doorway) -> None:
+        granted = wire_pb2.Granted(
+            lease=lease.id,
+            expires_unix_ms=round((self._now() + SILENCE_S) * 1000),
+            devices=lease.devices,
+            overlay_certificate=doorway.certificate,
+            overlay_endpoints=endpoints_to_wire(doorway.endpoints),
+        )
+        await conversation.send(wire_pb2.FromHost(granted=granted))
+        with conversation.scope:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._listen, conversation, lease, doorway)
+                nursery.start_soon(self._beat, conversation)
+                nursery.start_soon(self._announce_drain, conversation)
+                nursery.start_soon(self._run, conversation, lease, doorway)
+
+    async def _listen(self, conversation: _Conversation, lease: Lease, doorway: Doorway) -> None:
+        while True:
+            try:
+                message = await conversation.messages.receive(wire_pb2.FromRequester, timeout_s=SILENCE_S)
+            except NetworkError as error:
+                conversation.end("expired", f"the requester fell silent: {error}")
+                return
+            match message.WhichOneof("message"):
+                case "heartbeat":
+                    continue
+                case "commit" if conversation.plan is None:
+                    self._commit(conversation, lease, doorway, message.commit.plan_envelope)
+                case "release":
+                    conversation.end("released", message.release.reason[:200])
+                    return
+                case _:
+                    conversation.end("invalid", "a message that has no place here")
+                    return
+
+    def _commit(self, conversation: _Conversation, lease: Lease, doorway: Doorway, envelope: bytes) -> None:
+        try:
+            signer, plan = open_plan(envelope)
+        except ProtocolViolation as error:
+            conversation.end("invalid", str(error))
+            return
+        against = objection(
+            plan, signer=signer, peer=self._network.peer, lease=lease, certificate=doorway.certificate
+        )
+        if against is not None:
+            conversation.end("invalid", f"the plan {against}")
+            return
+        conversation.plan = plan
+        self._update(self.book.run(lease.id))
+        conversation.committed.set()
+
+    async def _beat(self, conversation: _Conversation) -> None:
+        count = 0
+        while True:
+            count += 1
+            try:
+                await conversation.send(wire_pb2.FromHost(heartbeat=wire_pb2.Heartbeat(count=count)))
+            except NetworkError as error:
+                conversation.end("expired", f"the requester does not listen: {error}")
+                return
+            await trio.sleep(HEARTBEAT_S)
+
+    async def _announce_drain(self, conversation: _Conversation) -> None:
+        await self._draining.wait()
+        assert self._drain_deadline is not None
+        left_s = max(0.0, self._drain_deadline - trio.current_time())
+        deadline = wire_pb2.Draining(deadline_unix_ms=round((self._now() + left_s) * 1000))
+        try:
+            await conversation.send(wire_pb2.FromHost(draining=deadline))
+        except NetworkError as error:
+            conversation.end("expired", f"the requester does not listen: {error}")
+            return
+        await trio.sleep(left_s)
+        conversation.end("drained", "the host is shutting down")
+
+    async def _run(self, conversation: _Conversation, lease: Lease, doorway: Doorway) -> None:
+        with trio.move_on_after(COMMIT_S):
+            await conversation.committed.wait()
+        if conversation.plan is None:
+            conversation.end("expired", f"no plan came within {COMMIT_S:g} s")
+            return
+        try:
+            async with self._runner.run(lease, conversation.plan, doorway) as cell:
+                async for news in cell.news():
+                    event = wire_pb2.LeaseEvent(phase=news.phase[:64], detail=news.detail[:500])
+                    await conversation.send(wire_pb2.FromHost(event=event))
+                conversation.end("cell-died", await cell.wait())
+        except NetworkError as error:
+            conversation.end("expired", f"the requester does not listen: {error}")
+        except EdgeError as error:
+            conversation.end("cell-died", f"{error}" + (f" ({error.remedy})" if error.remedy else ""))
