@@ -38,6 +38,7 @@ def seal_plan(plan: ClusterPlan, identity: Identity) -> bytes:
                 end_layer=member.end_layer,
                 devices=member.devices,
                 memory_bytes=member.memory_bytes,
+                addresses=member.addresses,
             )
             for member in plan.members
         ],
@@ -78,7 +79,7 @@ def open_plan(envelope: bytes) -> tuple[str, ClusterPlan]:
 
 
 def _member(message: wire_pb2.PlanMember) -> Member:
-    if not _IPV4.fullmatch(message.address) or len(message.devices) > 64:
+    if not _IPV4.fullmatch(message.address) or len(message.devices) > 64 or len(message.addresses) > 16:
         raise ProtocolViolation("a plan with a member that is not of its form")
     return Member(
         peer=message.peer,
@@ -90,4 +91,5 @@ def _member(message: wire_pb2.PlanMember) -> Member:
         end_layer=message.end_layer,
         devices=tuple(message.devices),
         memory_bytes=message.memory_bytes,
+        addresses=tuple(message.addresses),
     )

@@ -96,6 +96,8 @@ class Member:
     end_layer: int = 0
     devices: tuple[str, ...] = ()
     memory_bytes: int = 0
+    addresses: tuple[str, ...] = ()
+    """Multiaddrs without /p2p, for members that can reach it over libp2p only."""
 
 
 @dataclass(frozen=True, slots=True)

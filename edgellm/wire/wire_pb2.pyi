@@ -162,7 +162,7 @@ class Refused(_message.Message):
     def __init__(self, reason: _Optional[str] = ..., code: _Optional[str] = ...) -> None: ...
 
 class PlanMember(_message.Message):
-    __slots__ = ("peer", "address", "overlay_certificate", "overlay_endpoints", "lease", "first_layer", "end_layer", "devices", "memory_bytes")
+    __slots__ = ("peer", "address", "overlay_certificate", "overlay_endpoints", "lease", "first_layer", "end_layer", "devices", "memory_bytes", "addresses")
     PEER_FIELD_NUMBER: _ClassVar[int]
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
     OVERLAY_CERTIFICATE_FIELD_NUMBER: _ClassVar[int]
@@ -172,6 +172,7 @@ class PlanMember(_message.Message):
     END_LAYER_FIELD_NUMBER: _ClassVar[int]
     DEVICES_FIELD_NUMBER: _ClassVar[int]
     MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    ADDRESSES_FIELD_NUMBER: _ClassVar[int]
     peer: str
     address: str
     overlay_certificate: bytes
@@ -181,7 +182,8 @@ class PlanMember(_message.Message):
     end_layer: int
     devices: _containers.RepeatedScalarFieldContainer[str]
     memory_bytes: int
-    def __init__(self, peer: _Optional[str] = ..., address: _Optional[str] = ..., overlay_certificate: _Optional[bytes] = ..., overlay_endpoints: _Optional[_Iterable[_Union[Endpoint, _Mapping]]] = ..., lease: _Optional[str] = ..., first_layer: _Optional[int] = ..., end_layer: _Optional[int] = ..., devices: _Optional[_Iterable[str]] = ..., memory_bytes: _Optional[int] = ...) -> None: ...
+    addresses: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, peer: _Optional[str] = ..., address: _Optional[str] = ..., overlay_certificate: _Optional[bytes] = ..., overlay_endpoints: _Optional[_Iterable[_Union[Endpoint, _Mapping]]] = ..., lease: _Optional[str] = ..., first_layer: _Optional[int] = ..., end_layer: _Optional[int] = ..., devices: _Optional[_Iterable[str]] = ..., memory_bytes: _Optional[int] = ..., addresses: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class ClusterPlan(_message.Message):
     __slots__ = ("cluster", "model_digest", "tensor_parallel", "members", "fabric", "max_model_len", "kv_cache_bytes", "subnet", "cluster_token", "issued_unix_ms")

@@ -1,0 +1,59 @@
+"""How the other members reach this one's cell directly: an ephemeral certificate and a listening TCP socket."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import psutil
+
+from edgellm.overlay.identity import MemberIdentity, make_member_identity
+from edgellm.overlay.overlay import bind_listener
+from edgellm.types.plan import Endpoint
+
+MAX_ENDPOINTS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Door:
+    """Belongs to one lease or cluster; nobody but members of its signed plan gets past the listener's TLS."""
+
+    identity: MemberIdentity
+    listener: socket.socket
+    endpoints: tuple[Endpoint, ...]
+
+
+@contextmanager
+def open_door(listen_hosts: tuple[str, ...], *, port: int = 0) -> Iterator[Door]:
+    """A door on all interfaces, advertised under `listen_hosts` (see `reachable_hosts`); `port` 0 takes any free one."""
+    listener = bind_listener("0.0.0.0", port)
+    try:
+        bound = listener.getsockname()[1]
+        yield Door(make_member_identity(), listener, tuple(Endpoint(host, bound) for host in listen_hosts))
+    finally:
+        listener.close()
+
+
+def reachable_hosts(multiaddrs: tuple[str, ...]) -> tuple[str, ...]:
+    """IPv4 addresses under which this machine can be reached, best first.
+
+    Those of its own `multiaddrs` (what the node listens on); a node that does not listen has the addresses of all interfaces
+    that are up. Loopback comes only where there is nothing else.
+    """
+    said = [part[2] for part in (address.split("/") for address in multiaddrs) if part[1:2] == ["ip4"]]
+    hosts = said or _interface_hosts()
+    outside = [host for host in dict.fromkeys(hosts) if not host.startswith(("127.", "0."))]
+    return tuple(outside[:MAX_ENDPOINTS]) or ("127.0.0.1",)
+
+
+def _interface_hosts() -> list[str]:
+    up = {name for name, stats in psutil.net_if_stats().items() if stats.isup}
+    return [
+        address.address
+        for name, addresses in psutil.net_if_addrs().items()
+        if name in up
+        for address in addresses
+        if address.family == socket.AF_INET
+    ]
