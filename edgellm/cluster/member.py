@@ -1,0 +1,156 @@
+"""One member of a cluster, running: its overlay and its cell. The same for a head and for a worker."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from edgellm.cells.cell import Cell, default_environment, open_cell
+from edgellm.cells.spec import RUNTIME_PATH, CellSpec, Isolation, Mount
+from edgellm.cluster.door import Door
+from edgellm.cluster.switchboard import Switchboard
+from edgellm.engine.backend import Backend, DeviceKind, MemberSpec, Role
+from edgellm.overlay.overlay import OverlayMember, OverlaySpec, open_overlay
+from edgellm.types.plan import ClusterPlan, Member
+
+HEAD_PORT = 6379
+"""Ray's head; in a cell of its own every port is free."""
+ENGINE_SOCKET = "engine.sock"
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What of this machine a member may use."""
+
+    backend: Backend
+    runtime: Path
+    """A new directory is made in it for each member."""
+    threads: int
+    isolation: Isolation = "bwrap"
+
+
+@dataclass(frozen=True, slots=True)
+class RunningMember:
+    cell: Cell
+    engine_socket: Path
+    """Where the head's engine serves; nothing is there for a worker."""
+
+
+@asynccontextmanager
+async def open_member(
+    machine: Machine,
+    switchboard: Switchboard,
+    plan: ClusterPlan,
+    own: Member,
+    door: Door,
+    model_directory: Path,
+) -> AsyncIterator[RunningMember]:
+    """Starts the overlay and the cell of `own`, a member of `plan`. Everything of it is gone when the context ends.
+
+    Raises CellError when the cell cannot be made.
+    """
+    with _private_directory(machine.runtime) as directory:
+        async with AsyncExitStack() as stack:
+            if plan.fabric == "overlay":
+                overlay = await stack.enter_async_context(
+                    open_overlay(
+                        _overlay_spec(plan, own),
+                        directory,
+                        door.listener,
+                        door.identity,
+                        switchboard.opener(plan, own.address),
+                    )
+                )
+                stack.enter_context(switchboard.connect(plan, own.address, overlay))
+            spec = _cell_spec(machine, plan, own, directory, model_directory)
+            cell = await stack.enter_async_context(open_cell(spec))
+            yield RunningMember(cell, directory / ENGINE_SOCKET)
+
+
+@contextmanager
+def _private_directory(parent: Path) -> Iterator[Path]:
+    # Short, because Unix sockets in it must stay under 108 bytes; not tempfile's, which would be longer.
+    directory = parent / secrets.token_hex(4)
+    directory.mkdir(mode=0o700)
+    try:
+        yield directory
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def _overlay_spec(plan: ClusterPlan, own: Member) -> OverlaySpec:
+    return OverlaySpec(
+        own_address=own.address,
+        members=tuple(
+            OverlayMember(
+                address=member.address,
+                certificate_der=member.overlay_certificate,
+                endpoints=tuple((endpoint.host, endpoint.port) for endpoint in member.overlay_endpoints),
+            )
+            for member in plan.members
+            if member.address != own.address
+        ),
+    )
+
+
+def _cell_spec(
+    machine: Machine, plan: ClusterPlan, own: Member, directory: Path, model_directory: Path
+) -> CellSpec:
+    role: Role = "head" if own is plan.head else "worker"
+    kind: DeviceKind = machine.backend.device_kind()
+    fenced = machine.isolation == "bwrap"
+    inside = RUNTIME_PATH if fenced else directory
+    member = MemberSpec(
+        role=role,
+        address=own.address,
+        head_address=plan.head.address,
+        head_port=HEAD_PORT,
+        cluster_token=plan.cluster_token,
+        interface="edge0" if plan.fabric == "overlay" else _interface_of(own.address),
+        device_kind=kind,
+        devices=own.devices,
+        threads=machine.threads,
+        socket_path=str(inside / ENGINE_SOCKET) if role == "head" else "",
+        stage_index=-1 if role == "head" else plan.workers.index(own),
+    )
+    return CellSpec(
+        argv=machine.backend.command(member),
+        runtime_directory=directory,
+        environment={**default_environment(), **machine.backend.environment(member)},
+        read_only=tuple(Mount(path, path) for path in machine.backend.read_only_paths()),
+        model_directory=model_directory,
+        address=own.address if plan.fabric == "overlay" else None,
+        subnet=plan.subnet,
+        devices=_device_nodes(kind, own.devices),
+        fabric="overlay" if plan.fabric == "overlay" else "direct",
+        isolation=machine.isolation,
+    )
+
+
+def _device_nodes(kind: DeviceKind, devices: tuple[str, ...]) -> tuple[Path, ...]:
+    """The device files of the lease's GPUs, with the control nodes that CUDA needs; no others."""
+    if kind != "cuda" or not devices:
+        return ()
+    shared = ("/dev/nvidiactl", "/dev/nvidia-uvm", "/dev/nvidia-uvm-tools")
+    nodes = [Path(node) for node in (*shared, *(f"/dev/nvidia{device}" for device in devices))]
+    return tuple(node for node in nodes if node.exists())
+
+
+def _interface_of(address: str) -> str:
+    """The network interface that holds `address` on this machine, for the direct fabric."""
+    for name, addresses in psutil.net_if_addrs().items():
+        if any(entry.address == address for entry in addresses):
+            return name
+    return "lo"
+
+
+def usable_threads() -> int:
+    """CPUs that this process may run on."""
+    return len(os.sched_getaffinity(0))

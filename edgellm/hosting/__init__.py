@@ -1,0 +1,10 @@
+"""A host: lends devices of this machine to the swarm.
+
+options      what the owner asked for
+devices      which devices are lent, and how much of them (pure); measuring them (a child process, cached)
+model_files  serves manifest, config and tokenizer to heads
+runner       the effects behind a lease: doorway, overlay and cell
+service      the whole of `edgellm host`: calls all of the above in order
+
+Calls go service -> leasing.serve -> runner -> cells, overlay, engine.
+"""

@@ -1,0 +1,81 @@
+"""The effects behind a lease: its door, and its member in a cell."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgellm.cluster.door import Door, open_door, reachable_hosts
+from edgellm.cluster.member import Machine, RunningMember, open_member
+from edgellm.cluster.switchboard import Switchboard
+from edgellm.leasing.lease import Lease
+from edgellm.leasing.serve import CellNews, Doorway
+from edgellm.p2p.network import Network
+from edgellm.types.plan import ClusterPlan
+
+
+@dataclass(frozen=True, slots=True)
+class _OpenDoorway(Doorway):
+    door: Door
+
+
+class _RunningCell:
+    """What a lease sees of its cell (`edgellm.leasing.serve.RunningCell`)."""
+
+    def __init__(self, member: RunningMember) -> None:
+        self._member = member
+        self._failure = ""
+
+    async def news(self) -> AsyncIterator[CellNews]:
+        yield CellNews("cell")
+        async for event in self._member.cell.events:
+            match event.get("event"):
+                case "phase":
+                    yield CellNews(str(event.get("name", "")), str(event.get("detail", "")))
+                case "joined":
+                    yield CellNews("joined")
+                case "failed":
+                    self._failure = str(event.get("detail", ""))
+
+    async def wait(self) -> str:
+        status = await self._member.cell.wait()
+        said = (
+            self._failure or (self._member.cell.stderr_tail().strip().splitlines() or ["it said nothing"])[-1]
+        )
+        return f"its cell ended with status {status}: {said[:300]}"
+
+
+class CellRunner:
+    """Runs leases of this host's models in cells (`edgellm.leasing.serve.Runner`)."""
+
+    def __init__(
+        self,
+        network: Network,
+        switchboard: Switchboard,
+        machine: Machine,
+        models: Mapping[str, Path],
+        *,
+        overlay_port: int = 0,
+    ) -> None:
+        """`models` maps digests to directories; `overlay_port` 0 takes a free port for each lease."""
+        self._network = network
+        self._switchboard = switchboard
+        self._machine = machine
+        self._models = models
+        self._overlay_port = overlay_port
+
+    @contextmanager
+    def prepare(self, lease: Lease) -> Iterator[Doorway]:
+        with open_door(reachable_hosts(self._network.addresses), port=self._overlay_port) as door:
+            yield _OpenDoorway(door.identity.certificate_der, door.endpoints, door)
+
+    @asynccontextmanager
+    async def run(self, lease: Lease, plan: ClusterPlan, doorway: Doorway) -> AsyncIterator[_RunningCell]:
+        assert isinstance(doorway, _OpenDoorway)
+        own = next(member for member in plan.workers if member.lease == lease.id)
+        async with open_member(
+            self._machine, self._switchboard, plan, own, doorway.door, self._models[lease.digest]
+        ) as member:
+            yield _RunningCell(member)

@@ -1,0 +1,10 @@
+"""A requester: asks the swarm.
+
+discover     who offers the model now -> candidates (network), or a clear reason why nobody does
+model_files  manifest, config and tokenizer from a host, checked against the digest
+choose       question + model + candidates -> what to ask of the planner (pure)
+lease        plan, reserve, and plan again without those who refuse
+ask          the life of a question: discover, plan, lease, bring up, generate, tear down
+
+`ask.opened_cluster` is what sessions use as well.
+"""

@@ -1,0 +1,171 @@
+"""The life of a question: discover, plan, lease, bring up, generate, tear down."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import structlog
+
+from edgellm.cluster.head import Cluster, Progress, bring_up
+from edgellm.cluster.member import Machine
+from edgellm.cluster.switchboard import Switchboard
+from edgellm.discovery.collect import SequenceBook
+from edgellm.errors import ModelError, PlanError, unwrapped
+from edgellm.models.light import LightStore
+from edgellm.models.tokens import count_tokens
+from edgellm.p2p.network import Network, PeerAddress
+from edgellm.planning.plan import make_plan
+from edgellm.requester.choose import Wanted, fitted, plan_request, require_prompt
+from edgellm.requester.discover import Offers, discover
+from edgellm.requester.lease import leased
+from edgellm.requester.model_files import KnownModel, fetch_model
+from edgellm.types.plan import PlanRequest
+from edgellm.types.request import Piece, Question
+
+log = structlog.get_logger(__name__)
+
+OnProgress = Callable[[Progress], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Requester:
+    """What asking needs of this machine and its network."""
+
+    network: Network
+    switchboard: Switchboard
+    machine: Machine
+    store: LightStore
+    book: SequenceBook
+    now: Callable[[], float]
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedCluster:
+    """A loaded cluster, and what is known of its model."""
+
+    cluster: Cluster
+    model: KnownModel
+    request: PlanRequest
+
+
+class Watcher(Protocol):
+    """Is told what happens, as it happens."""
+
+    def progress(self, progress: Progress) -> None: ...
+
+    def ready(self, opened: OpenedCluster) -> None: ...
+
+    def piece(self, piece: Piece) -> None: ...
+
+
+async def ask(requester: Requester, model: str, question: Question, wanted: Wanted, watcher: Watcher) -> None:
+    """Answers one question on a cluster of its own; everything is gone when it returns, raises or is cancelled.
+
+    Raises EdgeErrors only; see `edgellm.errors`.
+    """
+    require_prompt(question)
+    with unwrapped():
+        async with opened_cluster(requester, model, question, wanted, watcher.progress) as opened:
+            watcher.ready(opened)
+            await answer(opened, question, watcher.piece)
+
+
+async def answer(opened: OpenedCluster, question: Question, on_piece: Callable[[Piece], None]) -> None:
+    """Generates on an open cluster. Raises UsageError for a prompt that does not fit, EngineError when the engine fails."""
+    prompt_tokens = count_prompt(opened.model.directory, question)
+    bounded = fitted(question, prompt_tokens=prompt_tokens, context=opened.request.context)
+    async with aclosing(opened.cluster.engine.generate(bounded, secrets.token_hex(8))) as pieces:
+        async for piece in pieces:
+            on_piece(piece)
+
+
+@asynccontextmanager
+async def opened_cluster(
+    requester: Requester, model: str, question: Question | None, wanted: Wanted, on_progress: OnProgress
+) -> AsyncIterator[OpenedCluster]:
+    """A loaded cluster for `model`, sized for `question` where there is one; gone when the context ends."""
+    network = requester.network
+    on_progress(Progress("", "discover", model))
+    versions = await discover(network, model, book=requester.book, now=requester.now)
+    on_progress(Progress("", "plan", _versions_text(versions)))
+    offers, known, request = await _first_that_fits(requester, model, versions, question, wanted)
+    on_progress(Progress("", "lease"))
+    async with leased(
+        network, request, offers, on_refusal=lambda line: on_progress(Progress("", "lease", line))
+    ) as lease:
+        for stage in lease.stages.stages:
+            on_progress(Progress(stage.name, "leased", f"layers {stage.first_layer}-{stage.end_layer - 1}"))
+        async with bring_up(
+            network,
+            requester.switchboard,
+            requester.machine,
+            lease.leases,
+            lease.stages,
+            known.directory,
+            cluster=lease.cluster,
+            issued_at=requester.now(),
+            sequences=wanted.sequences,
+            on_progress=on_progress,
+        ) as cluster:
+            yield OpenedCluster(cluster, known, request)
+
+
+async def _first_that_fits(
+    requester: Requester,
+    model: str,
+    versions: tuple[Offers, ...],
+    question: Question | None,
+    wanted: Wanted,
+) -> tuple[Offers, KnownModel, PlanRequest]:
+    """The first version of the model (the most offered first) for which a plan is possible.
+
+    Raises the first version's error when none is: most often there is only one.
+    """
+    first_error: PlanError | ModelError | None = None
+    for offers in versions:
+        hosts = [PeerAddress(peer, address.addresses) for peer, address in sorted(offers.hosts.items())]
+        try:
+            known = await fetch_model(requester.network, offers.digest, hosts, requester.store)
+            request = plan_request(
+                model,
+                offers.digest,
+                known.manifest.shape,
+                wanted,
+                prompt_tokens=count_prompt(known.directory, question) if question else None,
+                max_tokens=question.sampling.max_tokens if question else 0,
+            )
+            make_plan(request, offers.candidates)
+        except (PlanError, ModelError) as error:
+            first_error = first_error or error
+            continue
+        return offers, known, request
+    assert first_error is not None
+    if len(versions) > 1:
+        hosts_of = "; ".join(
+            f"{offers.digest[:12]}: {', '.join(candidate.name for candidate in offers.candidates)}"
+            for offers in versions
+        )
+        raise type(first_error)(
+            f"{first_error} (hosts offer {len(versions)} different versions of {model}, which cannot share a "
+            f"cluster: {hosts_of})",
+            remedy=first_error.remedy,
+        ) from first_error
+    raise first_error
+
+
+def count_prompt(directory: Path, question: Question) -> int | None:
+    """Tokens of the question's texts, or None where that cannot be told here."""
+    if question.text is not None:
+        return count_tokens(directory, question.text)
+    counts = [count_tokens(directory, message.content) for message in question.messages]
+    return None if None in counts else sum(count for count in counts if count is not None)
+
+
+def _versions_text(versions: tuple[Offers, ...]) -> str:
+    hosts = sum(len(offers.candidates) for offers in versions)
+    return f"{hosts} host{'s' if hosts != 1 else ''}"

@@ -1,0 +1,90 @@
+"""From a question and a model's shape to what is asked of the planner. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from edgellm.errors import UsageError
+from edgellm.types.model import ModelShape
+from edgellm.types.plan import PlanRequest
+from edgellm.types.request import Question
+
+CONTEXT_STEP = 256
+"""Contexts are rounded up to this many tokens, a multiple of every engine's KV block."""
+UNKNOWN_PROMPT_CONTEXT = 4096
+TEMPLATE_TOKENS = 64
+"""What a chat template may add around the messages."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What the user said about where and how to run; None and () leave it to the planner."""
+
+    tensor_parallel: int | None = None
+    pipeline_parallel: int | None = None
+    peers: tuple[str, ...] = ()
+    fabric: str = "overlay"
+    context: int | None = None
+    sequences: int = 1
+
+
+def require_prompt(question: Question) -> None:
+    """Raises UsageError for a question without words."""
+    texts = (
+        [question.text]
+        if question.text is not None
+        else [message.content for message in question.messages if message.role == "user"]
+    )
+    if not any(text and text.strip() for text in texts):
+        raise UsageError(
+            "the prompt is empty", remedy='say something: edgellm ask "PROMPT" --model MODEL, or pipe it in'
+        )
+
+
+def plan_request(
+    model: str, digest: str, shape: ModelShape, wanted: Wanted, *, prompt_tokens: int | None, max_tokens: int
+) -> PlanRequest:
+    """What to ask of the planner, with a context that holds the prompt and the answer.
+
+    `prompt_tokens` is None where the prompt is not known (a session) or cannot be counted here (the engine will). Raises
+    UsageError when the prompt does not fit into the model's context, or the wanted context is over the model's.
+    """
+    most = shape.max_context
+    if wanted.context is not None and not 1 <= wanted.context <= most:
+        raise UsageError(
+            f"--context {wanted.context} is not possible: {model} takes at most {most} tokens",
+            remedy=f"choose at most --context {most}",
+        )
+    limit = wanted.context or most
+    if prompt_tokens is not None and prompt_tokens >= limit:
+        raise UsageError(
+            f"the prompt has {prompt_tokens} tokens, the context of {model} only {limit}, the answer included",
+            remedy="shorten the prompt, or choose a model with a longer context",
+        )
+    if wanted.context is not None:
+        context = wanted.context
+    elif prompt_tokens is None:
+        context = min(most, UNKNOWN_PROMPT_CONTEXT)
+    else:
+        needed = prompt_tokens + TEMPLATE_TOKENS + max_tokens
+        context = min(most, -(-needed // CONTEXT_STEP) * CONTEXT_STEP)
+    return PlanRequest(
+        model=model,
+        digest=digest,
+        shape=shape,
+        context=context,
+        sequences=wanted.sequences,
+        tensor_parallel=wanted.tensor_parallel,
+        pipeline_parallel=wanted.pipeline_parallel,
+        peers=wanted.peers,
+        fabric=wanted.fabric,
+    )
+
+
+def fitted(question: Question, *, prompt_tokens: int | None, context: int) -> Question:
+    """The question with `max_tokens` cut to what the context leaves after the prompt, where that is known."""
+    if prompt_tokens is None:
+        return question
+    room = max(1, context - prompt_tokens)
+    sampling = question.sampling
+    return replace(question, sampling=replace(sampling, max_tokens=min(sampling.max_tokens, room)))

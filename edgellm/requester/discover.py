@@ -1,0 +1,89 @@
+"""Who offers a model now, or a clear reason why nobody does."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from edgellm.discovery.collect import Found, SequenceBook, Sighting, find_hosts
+from edgellm.errors import DiscoveryError
+from edgellm.p2p.network import Network, PeerAddress
+from edgellm.types.advert import Device, HostAdvert
+from edgellm.types.plan import Candidate
+
+
+@dataclass(frozen=True, slots=True)
+class Offers:
+    """Hosts of one model version, as the planner and the leases need them."""
+
+    digest: str
+    candidates: tuple[Candidate, ...]
+    hosts: dict[str, PeerAddress]
+
+
+async def discover(
+    network: Network, model: str, *, book: SequenceBook, now: Callable[[], float]
+) -> tuple[Offers, ...]:
+    """What the swarm offers of `model` (a name or a digest), one entry for each version, the most offered first.
+
+    Raises DiscoveryError when nobody offers it, saying what is offered instead.
+    """
+    found = await find_hosts(network, model, book=book, now=now)
+    willing = [
+        (sighting, offer)
+        for sighting in found.sightings
+        if (offer := sighting.advert.offer(model)) is not None and not sighting.advert.draining
+    ]
+    if not willing:
+        raise await _nobody(network, model, found, book, now)
+    versions = Counter(offer.digest for _, offer in willing)
+    ranked = sorted(versions, key=lambda digest: (-versions[digest], digest))
+    return tuple(
+        Offers(
+            digest,
+            tuple(_candidate(sighting, digest) for sighting, offer in willing if offer.digest == digest),
+            {
+                sighting.advert.peer: PeerAddress(sighting.advert.peer, sighting.advert.addresses)
+                for sighting, offer in willing
+                if offer.digest == digest
+            },
+        )
+        for digest in ranked
+    )
+
+
+def _candidate(sighting: Sighting, digest: str) -> Candidate:
+    advert = sighting.advert
+    return Candidate(
+        peer=advert.peer,
+        name=advert.name,
+        digest=digest,
+        engine=advert.engine,
+        devices=free_devices(advert),
+        fabrics=advert.fabrics,
+        round_trip_s=sighting.round_trip_s,
+    )
+
+
+def free_devices(advert: HostAdvert) -> tuple[Device, ...]:
+    """The devices of an advert that are free, each with the memory that is free on it."""
+    if not advert.free_leases:
+        return ()
+    return tuple(device for device in advert.devices if device.id in advert.free_devices)
+
+
+async def _nobody(
+    network: Network, model: str, found: Found, book: SequenceBook, now: Callable[[], float]
+) -> DiscoveryError:
+    others = await find_hosts(network, None, book=book, now=now)
+    names = sorted({offer.name for sighting in others.sightings for offer in sighting.advert.models})
+    refused = ", ".join(f"{count} {why}" for why, count in sorted(found.refused.items()))
+    message = f"nobody hosts {model!r} now"
+    if refused:
+        message += f" ({found.listed} listed: {refused})"
+    if names:
+        return DiscoveryError(
+            message, remedy=f"the swarm offers: {', '.join(names[:8])} (see `edgellm models`)"
+        )
+    return DiscoveryError(message, remedy=f"host it yourself: edgellm host --model {model}")
