@@ -6,9 +6,10 @@
 * `framing`: protobuf messages over a `Stream`, with limits and deadlines
 * `varint`: the lengths of both
 * `node`: `open_node`, the real `Network` on py-libp2p (TCP, Noise, Yamux, Kademlia)
-* behind `node` only: `dialer` (reaching a peer), `dht` (provider records), `addresses` (what to advertise),
-  `relay` (circuit v2)
+* behind `node` only: `dialer` (reaching a peer), `dht` (provider records), `muxer` (Yamux, hardened), `streams`
+  and `handlers` (the border's streams, the guard around their handlers), `addresses` (what to listen on and
+  advertise), `watchdog` (has it stopped serving?), `shutdown` (a prompt end), `quiet` (libp2p's log)
 
-Only `node` and what stands behind it import libp2p; the rest is cheap. Nothing here knows of models, adverts,
+Only `node` and some of what stands behind it import libp2p; the rest is cheap. Nothing here knows of models, adverts,
 plans or leases.
 """

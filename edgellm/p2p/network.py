@@ -11,6 +11,8 @@ from typing import Protocol, TypeAlias
 
 from edgellm.p2p.identity import Identity
 
+WRITE_STALL_S = 60.0  # how long `send_all` waits for a reader; longer than an engine's imports stop one
+
 
 @dataclass(frozen=True)
 class PeerAddress:
@@ -27,7 +29,7 @@ class Stream(Protocol):
     """One bidirectional byte stream to one authenticated peer.
 
     A stream whose peer died ends just like one that was closed: a conversation needs its own last message.
-    A reader that pauses for more than 5 s makes the other side's `send_all` fail: keep reading.
+    A reader that pauses for more than a minute makes the other side's `send_all` fail: keep reading.
     One task may send while another receives; not two of the same kind.
     """
 

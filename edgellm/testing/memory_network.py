@@ -7,7 +7,7 @@
         hub.freeze(host.peer)
 
 Streams behave as those of `edgellm.p2p.node`: bounded buffers, a dead peer's stream ends like a closed one, a
-frozen peer gives silence, a peer that does not read breaks the writer after a few seconds.
+frozen peer gives silence, a peer that does not read breaks the writer after a minute.
 """
 
 from __future__ import annotations
@@ -23,10 +23,9 @@ import trio
 from edgellm.errors import NetworkError
 from edgellm.p2p.handlers import run_handler
 from edgellm.p2p.identity import Identity
-from edgellm.p2p.network import PeerAddress, StreamHandler
+from edgellm.p2p.network import WRITE_STALL_S, PeerAddress, StreamHandler
 
 WINDOW_BYTES = 256 * 1024  # yamux's initial window
-WRITE_STALL_S = 5.0  # what py-libp2p's yamux waits for a reader
 PROVIDER_TTL_S = 1200.0
 
 

@@ -1,0 +1,129 @@
+"""Which addresses a node listens on, and which of its machine's it tells others."""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+import socket
+from collections.abc import Iterable
+
+import psutil
+from multiaddr import Multiaddr
+
+from edgellm.errors import UsageError
+
+
+def split_peer(multiaddr: str) -> tuple[str, str]:
+    """The address and the peer id of `<address>/p2p/<peer>`. Raises UsageError for anything else."""
+    try:
+        Multiaddr(multiaddr)
+        address, separator, peer = multiaddr.rpartition("/p2p/")
+    except ValueError:
+        separator = ""
+    if not separator or not address or "/" in peer:
+        raise UsageError(
+            f"{multiaddr!r} is no address of a peer",
+            remedy="write it as /ip4/192.0.2.7/tcp/4001/p2p/12D3KooW...",
+        )
+    return address, peer
+
+
+def without_peer(multiaddr: str) -> str:
+    """A multiaddr without its trailing `/p2p/<peer>`, if it has one."""
+    address, separator, peer = multiaddr.rpartition("/p2p/")
+    return address if separator and "/" not in peer else multiaddr
+
+
+def check_listen(multiaddrs: Iterable[str]) -> tuple[Multiaddr, ...]:
+    """The parsed listen addresses, after checking that each can be bound now.
+
+    libp2p listens with SO_REUSEPORT, so that two nodes on one port would both start and share its connections at
+    random; hence the check. Raises UsageError naming the address and the cause.
+    """
+    parsed = []
+    for multiaddr in multiaddrs:
+        try:
+            address = Multiaddr(multiaddr)
+            host, port = _host_and_port(address)
+        except (ValueError, LookupError) as error:
+            raise UsageError(
+                f"cannot listen on {multiaddr!r}: it is no TCP address",
+                remedy="write it as /ip4/0.0.0.0/tcp/4001",
+            ) from error
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            # Without this a port whose last user closed it a minute ago counts as taken.
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((host, port))
+            except OSError as error:
+                raise _cannot_listen(multiaddr, port, error) from error
+        parsed.append(address)
+    return tuple(parsed)
+
+
+def advertised(listening: Iterable[Multiaddr]) -> list[Multiaddr]:
+    """What others can dial: each wildcard replaced by the machine's addresses, the likeliest first.
+
+    Loopback is left out, unless nothing else is there.
+    """
+    found: dict[str, None] = {}
+    for address in listening:
+        host, port = _host_and_port(address)
+        ip = ipaddress.ip_address(host)
+        for each in _machine_addresses(ip.version) if ip.is_unspecified else (host,):
+            found[f"/ip{ip.version}/{each}/tcp/{port}"] = None
+    outside = [text for text in found if not _is_loopback(text)]
+    return [Multiaddr(text) for text in outside or found]
+
+
+def _machine_addresses(version: int) -> list[str]:
+    up = {name for name, stats in psutil.net_if_stats().items() if stats.isup}
+    wanted = socket.AF_INET if version == 4 else socket.AF_INET6
+    addresses = [
+        entry.address
+        for name, entries in psutil.net_if_addrs().items()
+        if name in up
+        for entry in entries
+        if entry.family == wanted and not ipaddress.ip_address(entry.address.partition("%")[0]).is_link_local
+    ]
+    preferred = _default_route_address(version)
+    return sorted(addresses, key=lambda address: address != preferred)
+
+
+def _default_route_address(version: int) -> str | None:
+    family, somewhere = (socket.AF_INET, "192.0.2.1") if version == 4 else (socket.AF_INET6, "2001:db8::1")
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect((somewhere, 9))  # a UDP connect only looks up the route; nothing is sent
+        except OSError:
+            return None
+        address: str = probe.getsockname()[0]
+        return address
+
+
+def _is_loopback(text: str) -> bool:
+    return ipaddress.ip_address(text.split("/")[2]).is_loopback
+
+
+def _host_and_port(address: Multiaddr) -> tuple[str, int]:
+    _, family, host, transport, port = (
+        str(address).split("/")[:5] if str(address).count("/") == 4 else [""] * 5
+    )
+    if family not in ("ip4", "ip6") or transport != "tcp":
+        raise ValueError(f"{address} is not /ip4/.../tcp/... or /ip6/.../tcp/...")
+    return host, int(port)
+
+
+def _cannot_listen(multiaddr: str, port: int, error: OSError) -> UsageError:
+    if error.errno == errno.EADDRINUSE:
+        return UsageError(
+            f"cannot listen on {multiaddr}: port {port} is taken",
+            remedy="stop the other program, or choose another port (0 takes any free one)",
+        )
+    if error.errno == errno.EADDRNOTAVAIL:
+        return UsageError(
+            f"cannot listen on {multiaddr}: this machine has no such address",
+            remedy="listen on /ip4/0.0.0.0/tcp/... for all of its addresses",
+        )
+    return UsageError(f"cannot listen on {multiaddr}: {error.strerror}")

@@ -1,0 +1,129 @@
+"""Reaching a peer: all of its addresses at once, each a little after the other, until one answers.
+
+Stands in for the dial of py-libp2p 0.8.1, which always waits 250 ms, tries one address, and refuses a peer for a
+minute after a failure. The DHT and identify dial through here as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import Any, TypeAlias
+from weakref import WeakValueDictionary
+
+import trio
+from libp2p.peer.id import ID
+from libp2p.peer.peerstore import PeerStoreError
+from multiaddr import Multiaddr
+
+from edgellm.errors import NetworkError
+
+STAGGER_S = 0.1  # head start of an address over the next one
+MAX_ADDRESSES = 16  # others tell us addresses: a lying one must not make us dial the world
+LOOKUP_TIMEOUT_S = 4.0  # for dials that the DHT asks for
+
+CircuitDial: TypeAlias = Callable[[Multiaddr, ID], Awaitable[Any]]
+
+
+class Dialer:
+    """Dials peers for one libp2p host, one dial per peer at a time."""
+
+    def __init__(self, host: Any) -> None:
+        self._swarm = host.get_network()
+        self._host = host
+        self._locks: WeakValueDictionary[ID, trio.Lock] = WeakValueDictionary()
+        self.dial_circuit: CircuitDial | None = None
+        self._swarm.dial_peer = self._dial_for_libp2p
+
+    def connections(self, peer_id: ID) -> list[Any]:
+        """The open connections to a peer, possibly none."""
+        return [connection for connection in self._swarm.get_connections(peer_id) if not connection.is_closed]
+
+    async def connect(self, peer: str, addresses: Sequence[str] = (), *, timeout_s: float = 10.0) -> None:
+        """Makes sure that there is a connection to `peer`.
+
+        `addresses` (multiaddrs, with or without `/p2p/<peer>`) come before those already known. Raises
+        NetworkError that names the peer, every address tried and why it failed.
+        """
+        try:
+            peer_id = ID.from_base58(peer)
+            given = [Multiaddr(address) for address in addresses]
+        except ValueError as error:
+            raise NetworkError(f"cannot reach peer {peer}: {error}") from error
+        await self._connect(peer_id, given, timeout_s)
+
+    async def _dial_for_libp2p(self, peer_id: ID) -> list[Any]:
+        await self._connect(peer_id, (), LOOKUP_TIMEOUT_S)
+        return self.connections(peer_id)
+
+    async def _connect(self, peer_id: ID, given: Sequence[Multiaddr], timeout_s: float) -> None:
+        if self.connections(peer_id):
+            return
+        if peer_id == self._host.get_id():
+            raise NetworkError(f"peer {peer_id} is this node itself")
+        failures: dict[str, str] = {}
+        with trio.move_on_after(timeout_s):
+            lock = self._locks.setdefault(peer_id, trio.Lock())
+            async with lock:
+                if not self.connections(peer_id):
+                    await self._race(peer_id, self._candidates(peer_id, given), failures)
+        if not self.connections(peer_id):
+            tried = "; ".join(f"{address}: {reason}" for address, reason in failures.items())
+            raise NetworkError(
+                f"cannot reach peer {peer_id}: {tried or 'no address is known'}",
+                remedy="check that the peer runs and that its address and port can be reached from here",
+            )
+
+    async def _race(self, peer_id: ID, candidates: Iterable[Multiaddr], failures: dict[str, str]) -> None:
+        async with trio.open_nursery() as nursery:
+
+            async def attempt(address: Multiaddr, over: trio.Event) -> None:
+                failures[str(address)] = "no answer in time"
+                try:
+                    if _is_circuit(address) and self.dial_circuit is not None:
+                        await self.dial_circuit(address, peer_id)
+                    else:
+                        await self._swarm.dial_addr(address, peer_id)
+                except Exception as error:  # noqa: BLE001 - any failure of one address is a failure of that address
+                    failures[str(address)] = _root_cause(error)
+                    over.set()
+                else:
+                    nursery.cancel_scope.cancel()
+
+            for address in candidates:
+                over = trio.Event()
+                nursery.start_soon(attempt, address, over)
+                with trio.move_on_after(STAGGER_S):
+                    await over.wait()
+
+    def _candidates(self, peer_id: ID, given: Iterable[Multiaddr]) -> list[Multiaddr]:
+        try:
+            known = self._host.get_peerstore().addrs(peer_id)
+        except PeerStoreError:
+            known = []
+        own = {str(address) for address in self._host.get_transport_addrs()}
+        unique = {str(bare): bare for bare in (_without_peer(a, peer_id) for a in (*given, *known))}
+        usable = [
+            address
+            for text, address in unique.items()
+            if text not in own and (not _is_circuit(address) or self.dial_circuit is not None)
+        ]
+        # A relayed path is slower than any direct one, so it starts last.
+        return sorted(usable, key=_is_circuit)[:MAX_ADDRESSES]
+
+
+def _is_circuit(address: Multiaddr) -> bool:
+    return "/p2p-circuit" in str(address)
+
+
+def _without_peer(address: Multiaddr, peer_id: ID) -> Multiaddr:
+    text = str(address)
+    return Multiaddr(text.removesuffix(f"/p2p/{peer_id}"))
+
+
+def _root_cause(error: BaseException) -> str:
+    seen = error
+    while (cause := seen.__cause__ or seen.__context__) is not None:
+        seen = cause
+    if isinstance(seen, OSError) and seen.strerror:
+        return seen.strerror
+    return str(seen) or type(seen).__name__

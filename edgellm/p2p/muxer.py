@@ -1,0 +1,127 @@
+"""Yamux with the gaps closed that a peer can fall into, or push another one into.
+
+What is mended in py-libp2p 0.8.1, each in one method below:
+
+* a send that is cancelled in the middle of a frame leaves half an encrypted message on the wire, which ends the
+  whole connection at the other side: a frame is written whole, or the connection is closed
+* a writer without window polls every 10 ms and gives up after 5 s: it waits for the window, as long as a reader
+  may reasonably pause
+* a frozen peer is never noticed: an unanswered ping closes the connection
+* a peer may send any amount beyond its window, all of it kept in memory: that closes the connection
+* an exception out of the connection's task cancels the whole node: it ends the connection only
+"""
+
+from __future__ import annotations
+
+import logging
+import struct
+from typing import Any
+
+import trio
+from libp2p.io.exceptions import ConnectionClosedError
+from libp2p.stream_muxer.exceptions import MuxedStreamError
+from libp2p.stream_muxer.yamux import yamux
+
+from edgellm.p2p.network import WRITE_STALL_S
+
+log = logging.getLogger(__name__)
+
+PROTOCOL = yamux.PROTOCOL_ID
+FRAME_STALL_S = 10.0  # one frame of at most 64 KiB; slower than 6.5 kB/s counts as dead
+PING_INTERVAL_S = 15.0
+PING_TIMEOUT_S = 20.0  # a pong may queue behind bulk data
+
+_HEADER = struct.Struct(yamux.YAMUX_HEADER_FORMAT)
+_BODY_BYTES = yamux.MAX_MESSAGE_SIZE - yamux.HEADER_SIZE
+
+
+class FlowControlledStream(yamux.YamuxStream):  # type: ignore[misc]
+    """A stream whose writer sleeps until it has window, and whose peer must respect ours."""
+
+    def __init__(self, stream_id: int, conn: Any, is_initiator: bool) -> None:
+        self._progress = trio.Event()
+        super().__init__(stream_id, conn, is_initiator)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if name in ("send_window", "closed", "send_closed"):
+            self._progress.set()
+        elif name == "recv_window" and value < 0:
+            self.conn.drop("sent more than its window")
+
+    async def write(self, data: bytes) -> None:
+        """Sends all of `data`. Raises MuxedStreamError when the stream is closed or the peer does not read."""
+        remaining = memoryview(data)
+        while remaining:
+            await self._until_writable()
+            chunk = remaining[: min(self.send_window, _BODY_BYTES)]
+            self.send_window -= len(chunk)
+            header = _HEADER.pack(0, yamux.TYPE_DATA, 0, self.stream_id, len(chunk))
+            await self.conn._write_frame(b"".join((header, chunk)))
+            remaining = remaining[len(chunk) :]
+
+    async def _until_writable(self) -> None:
+        while True:
+            if self.closed or self.send_closed:
+                raise MuxedStreamError("the stream is closed for sending")
+            if self.send_window > 0:
+                return
+            self._progress = trio.Event()
+            with trio.move_on_after(WRITE_STALL_S) as stall:
+                await self._progress.wait()
+            if stall.cancelled_caught:
+                raise MuxedStreamError(f"the peer has not read for {WRITE_STALL_S:g} s")
+
+
+# `Yamux` makes its streams by this name of its module.
+yamux.YamuxStream = FlowControlledStream
+
+
+class HardenedYamux(yamux.Yamux):  # type: ignore[misc]
+    """A connection that either works or is closed, soon, for everyone who waits on it."""
+
+    _dropped = False
+    _ping_id: int
+
+    def drop(self, reason: str) -> None:
+        """Ends the connection; its reader stops at the next frame and `start` cleans up."""
+        if not self._dropped:
+            self._dropped = True
+            log.debug("closing the connection to peer %s: it %s", self.peer_id, reason)
+            self.event_shutting_down.set()
+            if self._nursery is not None:
+                self._nursery.cancel_scope.cancel()
+
+    async def start(self) -> None:
+        """Serves the connection until it ends; raises nothing."""
+        try:
+            await super().start()
+        except Exception:
+            log.debug("the connection to peer %s failed", self.peer_id, exc_info=True)
+        await self._cleanup_on_error()
+
+    async def _write_frame(self, data: bytes) -> None:
+        async with self._write_lock:
+            with trio.CancelScope(shield=True, deadline=trio.current_time() + FRAME_STALL_S) as stall:
+                await self.secured_conn.write(data)
+            if stall.cancelled_caught:
+                self.drop(f"took no data for {FRAME_STALL_S:g} s")
+                raise ConnectionClosedError("the peer takes no data")
+
+    async def _measure_rtt_loop(self) -> None:
+        while not self.event_shutting_down.is_set():
+            self._ping_id = (self._ping_id + 1) & 0xFFFFFFFF
+            self._ping_event = trio.Event()
+            try:
+                await self._write_frame(_HEADER.pack(0, yamux.TYPE_PING, yamux.FLAG_SYN, 0, self._ping_id))
+            except Exception as error:  # noqa: BLE001 - whatever broke, the connection is over
+                self.drop(f"cannot be written to ({error!r})")
+                return
+            self._ping_sent_time = trio.current_time()
+            with trio.move_on_after(PING_TIMEOUT_S) as timeout:
+                await self._ping_event.wait()
+            if timeout.cancelled_caught:
+                self.drop(f"answered no ping for {PING_TIMEOUT_S:g} s")
+                return
+            with trio.move_on_after(PING_INTERVAL_S):
+                await self.event_shutting_down.wait()

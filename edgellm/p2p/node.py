@@ -1,0 +1,262 @@
+"""The libp2p node: one peer on the real network, from `open_node` to the end of its context.
+
+TCP, Noise and Yamux only: libp2p's QUIC is slow in Python, and its list of other defaults begins with plain text.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import libp2p
+import trio
+from libp2p.crypto.ed25519 import create_new_key_pair
+from libp2p.crypto.x25519 import create_new_key_pair as create_new_noise_key_pair
+from libp2p.custom_types import TProtocol
+from libp2p.host.basic_host import BasicHost
+from libp2p.host.exceptions import StreamFailure
+from libp2p.network.config import ConnectionConfig, RetryConfig
+from libp2p.peer.id import ID
+from libp2p.security.noise import transport as noise
+from multiaddr import Multiaddr
+
+from edgellm.errors import DiscoveryError, NetworkError, UsageError
+from edgellm.p2p.addresses import advertised, check_listen, split_peer
+from edgellm.p2p.dht import ProviderDirectory
+from edgellm.p2p.dialer import Dialer
+from edgellm.p2p.handlers import run_handler
+from edgellm.p2p.identity import Identity
+from edgellm.p2p.muxer import PROTOCOL as YAMUX
+from edgellm.p2p.muxer import HardenedYamux
+from edgellm.p2p.network import PeerAddress, StreamHandler
+from edgellm.p2p.quiet import quiet_libp2p
+from edgellm.p2p.shutdown import bounded, close_connections, unwrapped
+from edgellm.p2p.streams import LibP2PStream
+from edgellm.p2p.watchdog import watch
+
+log = logging.getLogger(__name__)
+
+MAX_CONNECTIONS = 512
+MAX_INBOUND_STREAMS_PER_PEER = 1024
+REJOIN_INTERVAL_S = 30.0
+
+
+@dataclass(frozen=True)
+class NodeConfig:
+    """What a node is to be.
+
+    `listen`: TCP multiaddrs; port 0 takes a free one. `announce`: what to tell others instead of the machine's own
+    addresses (a forwarded port). `bootstrap`: full addresses of peers, of which at least one must answer.
+    `dht_server`: keep records for others (hosts) or only ask (requesters).
+    """
+
+    identity: Identity
+    listen: tuple[str, ...] = ("/ip4/0.0.0.0/tcp/0",)
+    announce: tuple[str, ...] = ()
+    bootstrap: tuple[str, ...] = ()
+    dht_server: bool = True
+    bootstrap_timeout_s: float = 10.0
+
+
+class LibP2PNetwork:
+    """This node's peer; what it promises is written at `edgellm.p2p.network.Network`."""
+
+    def __init__(self, config: NodeConfig, host: Any, dialer: Dialer, directory: ProviderDirectory) -> None:
+        self.identity = config.identity
+        self._bootstrap = config.bootstrap
+        self._bootstrap_timeout_s = config.bootstrap_timeout_s
+        self._host = host
+        self._dialer = dialer
+        self._directory = directory
+
+    @property
+    def peer(self) -> str:
+        return self.identity.peer
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        return tuple(str(address) for address in self._host.get_addrs())
+
+    async def open_stream(
+        self, peer: str, protocol: str, *, addresses: Sequence[str] = (), timeout_s: float = 10.0
+    ) -> LibP2PStream:
+        with trio.move_on_after(timeout_s):
+            for last in (False, True):
+                await self._dialer.connect(peer, addresses, timeout_s=timeout_s)
+                try:
+                    return LibP2PStream(
+                        await self._host.new_stream(ID.from_base58(peer), [TProtocol(protocol)])
+                    )
+                except StreamFailure as error:
+                    if self._dialer.connections(ID.from_base58(peer)):
+                        raise NetworkError(f"peer {peer} does not speak {protocol}") from error
+                    if last:
+                        raise NetworkError(f"the connection to peer {peer} broke") from error
+                except Exception as error:
+                    if last:
+                        raise NetworkError(f"cannot open a stream to peer {peer}: {error}") from error
+        raise NetworkError(f"peer {peer} did not answer within {timeout_s:g} s")
+
+    def serve(self, protocol: str, handler: StreamHandler) -> None:
+        async def handle(net_stream: Any) -> None:
+            await run_handler(protocol, handler, LibP2PStream(net_stream))
+
+        self._host.set_stream_handler(TProtocol(protocol), handle)
+
+    async def provide(self, key: str) -> None:
+        await self._directory.provide(key)
+
+    def withdraw(self, key: str) -> None:
+        self._directory.withdraw(key)
+
+    async def find_providers(self, key: str) -> tuple[PeerAddress, ...]:
+        return await self._directory.find(key)
+
+    async def connect(self, multiaddr: str, *, timeout_s: float = 10.0) -> str:
+        address, peer = split_peer(multiaddr)
+        await self._dialer.connect(peer, (address,), timeout_s=timeout_s)
+        return peer
+
+    def connected_peers(self) -> frozenset[str]:
+        known = self._host.get_connected_peers()
+        return frozenset(str(peer_id) for peer_id in known if self._dialer.connections(peer_id))
+
+    async def join(self) -> None:
+        """Connects to the bootstrap peers and joins the DHT through those that answer.
+
+        Raises DiscoveryError naming all of them when none does.
+        """
+        reached: list[ID] = []
+        failures: list[str] = []
+
+        async def reach(multiaddr: str) -> None:
+            try:
+                peer = await self.connect(multiaddr, timeout_s=self._bootstrap_timeout_s)
+            except NetworkError as error:
+                failures.append(f"{multiaddr} ({error})")
+            else:
+                reached.append(ID.from_base58(peer))
+
+        async with trio.open_nursery() as nursery:
+            for multiaddr in self._bootstrap:
+                nursery.start_soon(reach, multiaddr)
+        if self._bootstrap and not reached:
+            raise DiscoveryError(
+                f"no bootstrap peer answers: {'; '.join(failures)}",
+                remedy="check the addresses, and that at least one of these peers runs and can be reached",
+            )
+        await self._directory.join(reached)
+
+    async def stay_joined(self) -> None:
+        """Joins again whenever this node has lost all of its connections."""
+        while True:
+            await trio.sleep(REJOIN_INTERVAL_S)
+            if self._bootstrap and not self.connected_peers():
+                try:
+                    await self.join()
+                except DiscoveryError as error:
+                    log.warning("%s", error)
+
+
+@asynccontextmanager
+async def open_node(config: NodeConfig) -> AsyncIterator[LibP2PNetwork]:
+    """A node that listens, has joined the DHT through its bootstrap peers, and ends with the context.
+
+    Raises UsageError (port taken, bad address) and DiscoveryError (no bootstrap peer answers) at the start;
+    NetworkError out of the body when the node stops serving.
+    """
+    quiet_libp2p()
+    for multiaddr in config.bootstrap:
+        split_peer(multiaddr)
+    listen = check_listen(config.listen)
+    host = _make_host(config, listen)
+    swarm = host.get_network()
+    directory = ProviderDirectory(host, server=config.dht_server)
+    network = LibP2PNetwork(config, host, Dialer(host), directory)
+
+    def tasks_alive() -> bool:
+        return bool(swarm.manager.is_running) and directory.running
+
+    with unwrapped(), bounded() as ending:
+        async with host.run(listen), directory.run(), trio.open_nursery() as nursery:
+            try:
+                if len(swarm.listeners) < len(listen):
+                    raise UsageError(f"cannot listen on {', '.join(config.listen)}")
+                await network.join()
+                nursery.start_soon(network.stay_joined)
+                nursery.start_soon(watch, tasks_alive, lambda: _reachable_listeners(host))
+                yield network
+            finally:
+                ending()
+                await close_connections(swarm)
+            nursery.cancel_scope.cancel()
+
+
+def _make_host(config: NodeConfig, listen: tuple[Multiaddr, ...]) -> Any:
+    keys = create_new_key_pair(config.identity.seed)
+    noise_keys = create_new_noise_key_pair()
+    swarm = libp2p.new_swarm(
+        key_pair=keys,
+        sec_opt={noise.PROTOCOL_ID: noise.Transport(keys, noise_privkey=noise_keys.private_key)},
+        muxer_opt={TProtocol(YAMUX): HardenedYamux},
+        listen_addrs=listen,
+        retry_config=RetryConfig(max_retries=0),
+        connection_config=ConnectionConfig(
+            max_connections=MAX_CONNECTIONS,
+            high_watermark=MAX_CONNECTIONS,
+            low_watermark=0,
+            min_connections=0,
+        ),
+    )
+    # Its limits (10 connections a second from one peer, 1,000 of global state) refuse what a cluster needs; the
+    # ones that matter are `MAX_CONNECTIONS` and, for streams, `_guard`.
+    swarm.set_resource_manager(None)
+    # It dials half of `high_watermark` of all peers ever heard of, for ever.
+    swarm.auto_connector.start = _do_nothing
+    announce = [Multiaddr(address) for address in config.announce]
+    host = BasicHost(
+        network=swarm,
+        addrs_factory=lambda listening: announce or advertised(listening),
+        disable_identify_address_discovery=True,
+    )
+    swarm.set_stream_handler(_guard(host._swarm_stream_handler))
+    return host
+
+
+def _guard(handle: Any) -> Any:
+    """libp2p's own stream handler, so that nothing leaves it and no peer holds too many streams."""
+    open_streams: Counter[str] = Counter()
+
+    async def guarded(net_stream: Any) -> None:
+        peer = str(net_stream.muxed_conn.peer_id)
+        if open_streams[peer] >= MAX_INBOUND_STREAMS_PER_PEER:
+            await LibP2PStream(net_stream).reset()
+            return
+        open_streams[peer] += 1
+        try:
+            await handle(net_stream)
+        except Exception:
+            log.debug("a stream of peer %s failed", peer, exc_info=True)
+            await LibP2PStream(net_stream).reset()
+        finally:
+            open_streams[peer] -= 1
+            if not open_streams[peer]:
+                del open_streams[peer]
+
+    return guarded
+
+
+def _reachable_listeners(host: Any) -> list[tuple[str, int]]:
+    return [
+        (address.value_for_protocol("ip4"), int(address.value_for_protocol("tcp")))
+        for address in advertised(host.get_transport_addrs())
+        if str(address).startswith("/ip4/")
+    ][:1]
+
+
+async def _do_nothing() -> None:
+    return None
