@@ -44,6 +44,7 @@ class Cluster:
     plan: ClusterPlan
     stages: StagePlan
     engine: EngineClient
+    engine_socket: Path
 
 
 @asynccontextmanager
@@ -93,7 +94,7 @@ async def bring_up(
                         timeout_s=BRING_UP_TIMEOUT_S,
                     )
                     check_placement(plan, loaded)
-                    yield Cluster(plan, stages, engine)
+                    yield Cluster(plan, stages, engine, member.engine_socket)
             nursery.cancel_scope.cancel()
 
 

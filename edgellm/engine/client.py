@@ -14,6 +14,7 @@ from typing import Protocol, TypeVar, cast
 import grpc
 import trio
 
+from edgellm.engine.question import piece_from_wire, question_to_wire
 from edgellm.errors import EdgeError, EngineError, UsageError
 from edgellm.types.request import Piece, Question
 from edgellm.wire import backend_pb2, backend_pb2_grpc
@@ -80,8 +81,7 @@ class EngineClient:
                 yield event
 
     async def _in_thread(self, call: Callable[[], object]) -> object:
-        # The stubs that libp2p's trio-typing installs are older than this trio, which renamed the argument.
-        return await trio.to_thread.run_sync(call, abandon_on_cancel=True, limiter=self._threads)  # type: ignore[call-arg]
+        return await trio.to_thread.run_sync(call, abandon_on_cancel=True, limiter=self._threads)
 
     async def _events(self, call: _Call[T]) -> AsyncGenerator[T, None]:
         following = functools.partial(next, iter(call), _END)
@@ -114,37 +114,6 @@ async def open_engine(socket: Path) -> AsyncIterator[EngineClient]:
         yield EngineClient(channel)
     finally:
         channel.close()
-
-
-def question_to_wire(question: Question, request_id: str) -> backend_pb2.GenerateRequest:
-    sampling = question.sampling
-    request = backend_pb2.GenerateRequest(
-        request_id=request_id,
-        sampling=backend_pb2.SamplingParams(
-            max_tokens=sampling.max_tokens,
-            temperature=sampling.temperature,
-            top_p=sampling.top_p,
-            seed=sampling.seed,
-            stop=sampling.stop,
-            ignore_eos=sampling.ignore_eos,
-        ),
-    )
-    if question.text is not None:
-        request.text = question.text
-    else:
-        request.chat.CopyFrom(
-            backend_pb2.Chat(
-                messages=[
-                    backend_pb2.ChatMessage(role=message.role, content=message.content)
-                    for message in question.messages
-                ]
-            )
-        )
-    return request
-
-
-def piece_from_wire(event: backend_pb2.GenerateEvent) -> Piece:
-    return Piece(tuple(event.token_ids), event.text, event.prompt_tokens, event.finish_reason)
 
 
 def _translated(error: grpc.RpcError) -> EdgeError:

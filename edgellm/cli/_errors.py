@@ -1,0 +1,68 @@
+"""The one place that turns errors into lines on stderr and exit codes."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+import traceback
+from collections.abc import Callable
+
+import click
+import typer
+
+from edgellm.cli._output import say
+from edgellm.errors import EdgeError, unwrapped
+
+INTERRUPTED = 130
+"""128 + SIGINT, as shells expect."""
+TRACEBACK = "EDGELLM_TRACEBACK"
+
+
+def told(run: Callable[[], object]) -> int:
+    """Runs a command; its exit code. What went wrong is one line on stderr, and a second that says what to do.
+
+    A traceback appears only when the environment variable EDGELLM_TRACEBACK is set, or for a defect of ours.
+    """
+    try:
+        with unwrapped():
+            status = run()
+    except EdgeError as error:
+        return _tell(error)
+    except (KeyboardInterrupt, click.Abort):
+        say("[yellow]interrupted[/]")
+        return INTERRUPTED
+    except typer.Exit as leave:
+        return leave.exit_code
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except BrokenPipeError:
+        # Whoever read our output has left; so do we, quietly, as `head` expects of its left-hand side.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            return _tell(
+                EdgeError(
+                    f"the disk is full: {error.filename or 'a write failed'}",
+                    remedy="free some space, or set EDGELLM_HOME to a directory on another disk",
+                )
+            )
+        raise
+    return status if isinstance(status, int) else 0
+
+
+def _tell(error: EdgeError) -> int:
+    say(f"[bold red]error:[/] {_plain(str(error))}")
+    if error.remedy:
+        say(f"[bold]try:[/]   {_plain(error.remedy)}")
+    if os.environ.get(TRACEBACK):
+        traceback.print_exception(error)
+    return error.exit_code
+
+
+def _plain(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(" ".join(text.split()))

@@ -1,0 +1,62 @@
+"""Options that several verbs share, each said once."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+
+class Fabric(StrEnum):
+    OVERLAY = "overlay"
+    DIRECT = "direct"
+
+
+class Isolation(StrEnum):
+    BWRAP = "bwrap"
+    NONE = "none"
+
+
+Bootstrap = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--bootstrap",
+        metavar="MULTIADDR",
+        help="A peer to join the swarm through, as a host prints it. May be repeated; what worked is remembered.",
+    ),
+]
+Model = Annotated[str, typer.Option("--model", "-m", metavar="MODEL", help="The model's name in the swarm.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+TensorParallel = Annotated[
+    int | None,
+    typer.Option("--tp", min=1, help="Devices of each host that share every layer. Default: planned."),
+]
+PipelineParallel = Annotated[
+    int | None, typer.Option("--pp", min=1, help="Hosts that the layers are spread over. Default: planned.")
+]
+Peers = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--peers", metavar="PEER", help="Use only these hosts (names or peer ids). May be repeated."
+    ),
+]
+Context = Annotated[
+    int | None,
+    typer.Option(
+        "--context", min=1, help="Tokens that prompt and answer may have together. Default: as needed."
+    ),
+]
+Network = Annotated[
+    Fabric,
+    typer.Option(
+        "--network",
+        help="overlay: through encrypted connections of the cluster's own. direct: plain TCP, for a trusted LAN.",
+    ),
+]
+IsolationOption = Annotated[
+    Isolation,
+    typer.Option(
+        "--isolation", help="bwrap: engines run in a sandbox. none: inside a container that is the fence."
+    ),
+]

@@ -1,0 +1,55 @@
+"""`edgellm bootstrap`: a meeting point that lends nothing."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from edgellm.cli import _options as options
+from edgellm.cli._output import say
+
+
+def bootstrap(
+    listen: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--listen", metavar="MULTIADDR", help="Where to listen. Default: /ip4/0.0.0.0/tcp/4001."
+        ),
+    ] = None,
+    bootstrap: options.Bootstrap = None,
+) -> None:
+    """Run a peer that others join the swarm through; it lends nothing.
+
+    Any host serves as a meeting point too; this is for a machine that is always on and has nothing to lend.
+
+    Example:
+
+      edgellm bootstrap --listen /ip4/0.0.0.0/tcp/4001
+    """
+    import trio
+
+    from edgellm.cli._run import run_interruptibly
+    from edgellm.discovery.bootstrap import bootstrap_peers
+    from edgellm.p2p.identity import exclusive_identity
+    from edgellm.p2p.node import NodeConfig, open_node
+    from edgellm.paths import default_paths
+
+    paths = default_paths()
+    peers = bootstrap_peers(bootstrap or (), paths.state) if bootstrap else ()
+
+    async def work() -> None:
+        with exclusive_identity(paths.identity) as identity:
+            config = NodeConfig(
+                identity=identity, listen=tuple(listen or ("/ip4/0.0.0.0/tcp/4001",)), bootstrap=peers
+            )
+            async with open_node(config) as network:
+                say("[bold green]meeting point[/] is up")
+                for address in network.addresses:
+                    say(f"join through it: [bold]--bootstrap {address}[/]")
+                await trio.sleep_forever()
+
+    try:
+        run_interruptibly(work)
+    except KeyboardInterrupt:
+        say("stopped")

@@ -1,0 +1,94 @@
+"""`edgellm peers`: who lends what now."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+from rich.markup import escape
+from rich.table import Table
+
+from edgellm.cli import _options as options
+from edgellm.cli._look import look, tell_refused
+from edgellm.cli._output import say, tables
+from edgellm.types.quantity import format_bytes
+
+if TYPE_CHECKING:
+    from edgellm.discovery.collect import Sighting
+
+
+def peers(bootstrap: options.Bootstrap = None, as_json: options.Json = False) -> None:
+    """Show who lends what now.
+
+    Examples:
+
+      edgellm peers
+
+      edgellm peers --json | jq '.[] | select(.free_leases > 0).name'
+    """
+    found = look(bootstrap)
+    if as_json:
+        print(json.dumps([report(sighting) for sighting in found.sightings], ensure_ascii=False))
+        return
+    if not found.sightings:
+        say("nobody lends anything now")
+    else:
+        tables.print(table(found.sightings))
+    tell_refused(found)
+
+
+def table(sightings: tuple[Sighting, ...]) -> Table:
+    shown = Table(box=None, header_style="bold")
+    for column in ("NAME", "PEER", "DEVICES", "FREE", "SPEED", "LEASES FREE", "PING", "MODELS"):
+        shown.add_column(column, no_wrap=column in ("NAME", "PEER", "FREE"))
+    for sighting in sightings:
+        advert = sighting.advert
+        kinds = sorted({device.name for device in advert.devices})
+        bandwidth = sum(device.bandwidth_bytes_s for device in advert.devices)
+        shown.add_row(
+            escape(advert.name),
+            f"…{advert.peer[-8:]}",
+            f"{len(advert.devices)} × {escape(', '.join(kinds))}",
+            format_bytes(advert.free_memory_bytes),
+            f"{bandwidth / 1e9:.0f} GB/s",
+            "draining" if advert.draining else str(advert.free_leases),
+            f"{sighting.round_trip_s * 1000:.0f} ms",
+            escape(", ".join(offer.name for offer in advert.models)),
+        )
+    return shown
+
+
+def report(sighting: Sighting) -> dict[str, object]:
+    advert = sighting.advert
+    return {
+        "name": advert.name,
+        "peer": advert.peer,
+        "addresses": advert.addresses,
+        "engine": {
+            "backend": advert.engine.backend,
+            "device_kind": advert.engine.device_kind,
+            "versions": dict(advert.engine.versions),
+        },
+        "devices": [
+            {
+                "id": device.id,
+                "kind": device.kind,
+                "name": device.name,
+                "free_memory_bytes": device.memory_bytes,
+                "bandwidth_bytes_s": device.bandwidth_bytes_s,
+                "flops": device.flops,
+                "free": device.id in advert.free_devices,
+            }
+            for device in advert.devices
+        ],
+        "free_memory_bytes": advert.free_memory_bytes,
+        "free_leases": advert.free_leases,
+        "draining": advert.draining,
+        "fabrics": advert.fabrics,
+        "models": [
+            {"name": offer.name, "digest": offer.digest, "max_context": offer.max_context}
+            for offer in advert.models
+        ],
+        "round_trip_s": sighting.round_trip_s,
+        "expires_at": advert.expires_at,
+    }

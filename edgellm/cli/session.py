@@ -1,0 +1,163 @@
+"""`edgellm session`: keep a cluster open between questions."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from edgellm.cli import _options as options
+from edgellm.cli._bringup import BringUpView
+from edgellm.cli._output import errors, say, tables
+from edgellm.errors import UsageError
+
+if TYPE_CHECKING:
+    from edgellm.sessions.client import SessionState
+
+app = typer.Typer(help="Keep a cluster open between questions.", no_args_is_help=True)
+
+_UNITS_S = {"s": 1, "m": 60, "h": 3600}
+
+
+def parse_duration(text: str) -> float:
+    """Seconds in "90s", "15m", "2h" or plain seconds; 0 means no limit. Raises UsageError."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", text)
+    if found is None:
+        raise UsageError(f"{text!r} is no duration", remedy="write for example 90s, 15m or 2h")
+    return float(found[1]) * _UNITS_S[found[2] or "s"]
+
+
+@app.command("open")
+def open_(
+    model: options.Model,
+    name: Annotated[str | None, typer.Option("--name", help="The session's name. Default: made up.")] = None,
+    idle: Annotated[
+        str, typer.Option("--idle", metavar="TIME", help="Close after so long without a request; 0: never.")
+    ] = "15m",
+    sequences: Annotated[
+        int,
+        typer.Option(
+            "--sequences", min=1, help="Answers of full length that the KV cache shall hold at once."
+        ),
+    ] = 4,
+    tp: options.TensorParallel = None,
+    pp: options.PipelineParallel = None,
+    peers: options.Peers = None,
+    context: options.Context = None,
+    network: options.Network = options.Fabric.OVERLAY,
+    isolation: options.IsolationOption = options.Isolation.BWRAP,
+    bootstrap: options.Bootstrap = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print the name and nothing else.")] = False,
+) -> None:
+    """Bring up a cluster and keep it; prints the session's name.
+
+    Examples:
+
+      edgellm session open --model Qwen/Qwen3-32B
+
+      NAME=$(edgellm session open -q --model Qwen/Qwen3-32B --idle 2h); edgellm ask "Hello" --session $NAME
+    """
+    from edgellm.discovery.bootstrap import require_bootstrap
+    from edgellm.paths import default_paths
+    from edgellm.sessions.client import start_session
+    from edgellm.sessions.daemon_order import Order
+    from edgellm.sessions.registry import Registry
+
+    paths = default_paths()
+    idle_s = parse_duration(idle)
+    known = require_bootstrap(bootstrap or (), paths.state)
+    registry = Registry(paths.sessions)
+    chosen, files = registry.reserve(name)
+    order = Order(
+        name=chosen,
+        model=model,
+        directory=str(files.directory),
+        bootstrap=known,
+        idle_s=idle_s,
+        isolation=isolation.value,
+        tensor_parallel=tp,
+        pipeline_parallel=pp,
+        peers=tuple(peers or ()),
+        fabric=network.value,
+        context=context,
+        sequences=sequences,
+    )
+    with BringUpView(errors, quiet=quiet) as view:
+        start_session(registry, order, files, lambda line: view.note(line.who, line.phase, line.detail))
+        elapsed_s = view.elapsed_s
+    if not quiet:
+        say(f"[green]ready[/] in {elapsed_s:.1f} s; closes after {idle} without a request")
+        say(f'ask it: edgellm ask "PROMPT" --session {chosen}')
+    print(chosen)
+
+
+@app.command("list")
+def list_(as_json: options.Json = False) -> None:
+    """Show the open sessions of this user."""
+    from edgellm.paths import default_paths
+    from edgellm.sessions.client import list_sessions
+    from edgellm.sessions.registry import Registry
+
+    states = list_sessions(Registry(default_paths().sessions))
+    if as_json:
+        print(json.dumps([report(state) for state in states], ensure_ascii=False))
+        return
+    if not states:
+        say("no session is open")
+        return
+    shown = Table(box=None, header_style="bold")
+    for column in ("NAME", "MODEL", "STATE", "RUNNING", "CLOSES IN", "ROUTE"):
+        shown.add_column(column)
+    for state in states:
+        entry = report(state)
+        closes_in_s = entry["closes_in_s"]
+        shown.add_row(
+            escape(state.name),
+            escape(str(entry["model"])),
+            escape(str(entry["state"])),
+            str(entry["running_requests"]),
+            f"{closes_in_s:.0f} s" if isinstance(closes_in_s, float) else "-",
+            escape(str(entry["route"])),
+        )
+    tables.print(shown)
+
+
+@app.command("close")
+def close(name: Annotated[str, typer.Argument(help="The session's name.")]) -> None:
+    """Close a session; returns when everything of it is gone."""
+    from edgellm.paths import default_paths
+    from edgellm.sessions.client import close_session
+    from edgellm.sessions.registry import Registry
+
+    close_session(Registry(default_paths().sessions), name)
+    say(f"closed {escape(name)}")
+
+
+def report(state: SessionState) -> dict[str, object]:
+    """A session for people and for JSON."""
+    description, record = state.description, state.record
+    if description is None:
+        return {
+            "name": state.name,
+            "model": record.model if record else "",
+            "state": f"failed: {record.failure}" if record and record.failure else "starting",
+            "running_requests": 0,
+            "closes_in_s": None,
+            "route": "",
+        }
+    expires = description.idle_expires_unix_ms / 1000
+    return {
+        "name": description.name,
+        "model": description.model,
+        "state": description.state,
+        "running_requests": description.running_requests,
+        "closes_in_s": max(0.0, expires - time.time()) if expires else None,
+        "route": " → ".join(
+            f"{stage.name} layers {stage.first_layer}-{stage.end_layer - 1}" for stage in description.stages
+        ),
+    }

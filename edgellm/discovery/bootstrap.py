@@ -1,0 +1,51 @@
+"""Which peers to join the swarm through: said now, said by the environment, or remembered from the last time."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from edgellm.errors import UsageError
+
+ENVIRONMENT = "EDGELLM_BOOTSTRAP"
+MAX_REMEMBERED = 16
+
+
+def bootstrap_peers(said: Sequence[str], state: Path) -> tuple[str, ...]:
+    """Multiaddrs to join through: `said`, else those of EDGELLM_BOOTSTRAP (comma-separated), else those remembered.
+
+    Raises UsageError for an address that names no peer.
+    """
+    environment = [part.strip() for part in os.environ.get(ENVIRONMENT, "").split(",") if part.strip()]
+    addresses = tuple(dict.fromkeys(said or environment or _remembered(state)))
+    for address in addresses:
+        if not address.startswith("/") or "/p2p/" not in address:
+            raise UsageError(
+                f"{address!r} is no address of a peer",
+                remedy="give one as a host prints it: /ip4/192.168.1.7/tcp/4001/p2p/12D3Koo...",
+            )
+    return addresses
+
+
+def require_bootstrap(said: Sequence[str], state: Path) -> tuple[str, ...]:
+    """As `bootstrap_peers`; raises UsageError when there is none."""
+    addresses = bootstrap_peers(said, state)
+    if not addresses:
+        raise UsageError(
+            "no peer of the swarm is known yet",
+            remedy=f"give the address that a host prints: --bootstrap ADDRESS (or set {ENVIRONMENT}); it is remembered",
+        )
+    return addresses
+
+
+def remember(addresses: Sequence[str], state: Path) -> None:
+    """Keeps addresses that worked for the next time."""
+    (state / "bootstrap").write_text("".join(f"{address}\n" for address in addresses[:MAX_REMEMBERED]))
+
+
+def _remembered(state: Path) -> list[str]:
+    try:
+        return (state / "bootstrap").read_text().split()
+    except OSError:
+        return []

@@ -1,0 +1,200 @@
+"""The CLI's side of sessions: start a daemon, follow its bring-up, ask it, close it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import grpc
+import msgspec
+import psutil
+
+from edgellm.errors import EdgeError, EngineError, SessionError, UsageError
+from edgellm.sessions.daemon_order import Order
+from edgellm.sessions.registry import Registry, SessionFiles, SessionRecord, read_record
+from edgellm.wire import backend_pb2, session_pb2, session_pb2_grpc
+
+CALL_TIMEOUT_S = 5.0
+CLOSE_TIMEOUT_S = 20.0
+START_TIMEOUT_S = 30.0
+POLL_S = 0.1
+
+
+class ProgressLine(msgspec.Struct, frozen=True):
+    at: float
+    who: str
+    phase: str
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class SessionState:
+    """A session as it is now; `description` is None when its daemon does not answer."""
+
+    name: str
+    record: SessionRecord | None
+    description: session_pb2.Description | None
+
+
+def start_session(
+    registry: Registry, order: Order, files: SessionFiles, on_progress: Callable[[ProgressLine], None]
+) -> None:
+    """Starts the daemon of a session and follows it until it is ready.
+
+    Raises the error that the daemon met, after which nothing of the session is left. If interrupted, the session is closed.
+    """
+    with files.log.open("ab") as log:
+        daemon = subprocess.Popen(
+            [sys.executable, "-m", "edgellm.sessions.daemon"],
+            stdin=subprocess.PIPE,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+    assert daemon.stdin is not None
+    try:
+        daemon.stdin.write(msgspec.json.encode(order))
+        daemon.stdin.close()
+        _follow(daemon, files, on_progress)
+    except BaseException:
+        daemon.terminate()
+        try:
+            daemon.wait(CLOSE_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            daemon.kill()
+        registry.remove(order.name)
+        raise
+
+
+def _follow(
+    daemon: subprocess.Popen[bytes], files: SessionFiles, on_progress: Callable[[ProgressLine], None]
+) -> None:
+    told = 0
+    while True:
+        # The order matters: what was written before the end must still be told after it.
+        code = daemon.poll()
+        record = read_record(files)
+        if files.progress.exists():
+            lines = files.progress.read_bytes().splitlines(keepends=True)
+            complete = [line for line in lines if line.endswith(b"\n")]
+            for line in complete[told:]:
+                on_progress(msgspec.json.decode(line, type=ProgressLine))
+            told = len(complete)
+        if record is not None and record.state == "ready":
+            return
+        if code is not None:
+            raise failure_of(record, f"the session's daemon ended with status {code}", files)
+        time.sleep(POLL_S)
+
+
+def failure_of(record: SessionRecord | None, otherwise: str, files: SessionFiles) -> EdgeError:
+    """The error that a session's daemon left behind, as an error here."""
+    if record is not None and record.failure:
+        error = EdgeError(record.failure, remedy=record.remedy)
+        error.exit_code = record.exit_code
+        return error
+    last = files.log.read_text(errors="replace").strip().splitlines()[-1:] if files.log.exists() else []
+    return SessionError(otherwise + (f": {last[0][:300]}" if last else ""), remedy="run `edgellm doctor`")
+
+
+def session_state(registry: Registry, name: str) -> SessionState:
+    """How a session is. Raises SessionError when there is none of that name."""
+    files = registry.files(name)
+    record = read_record(files)
+    description = None
+    with grpc.insecure_channel(f"unix:{files.socket}") as channel:
+        stub = session_pb2_grpc.SessionStub(channel)  # type: ignore[no-untyped-call] # generated
+        try:
+            description = stub.Describe(session_pb2.DescribeRequest(), timeout=CALL_TIMEOUT_S)
+        except grpc.RpcError:
+            description = None
+    return SessionState(name, record, description)
+
+
+def list_sessions(registry: Registry) -> tuple[SessionState, ...]:
+    """All sessions of this user. What a daemon that was killed left behind is swept away on the way."""
+    states = []
+    for name in registry.names():
+        state = session_state(registry, name)
+        if (
+            state.description is None
+            and not _alive(state.record)
+            and not (state.record and state.record.failure)
+        ):
+            registry.remove(name)
+            continue
+        states.append(state)
+    return tuple(states)
+
+
+def ask_session(
+    registry: Registry, name: str, request: backend_pb2.GenerateRequest
+) -> Iterator[backend_pb2.GenerateEvent]:
+    """The answer of an open session, piece by piece; closing the iterator frees its slot.
+
+    Raises SessionError when the session is not there, not ready or broken, UsageError and EngineError as the engine does.
+    """
+    state = session_state(registry, name)
+    files = registry.files(name)
+    if state.description is None:
+        raise failure_of(state.record, f"session {name!r} is gone", files)
+    if state.description.state != "ready":
+        raise SessionError(f"session {name!r} is still starting", remedy="ask again in a moment")
+    with grpc.insecure_channel(f"unix:{files.socket}") as channel:
+        stub = session_pb2_grpc.SessionStub(channel)  # type: ignore[no-untyped-call] # generated
+        call = stub.Generate(request)
+        try:
+            yield from call
+        except grpc.RpcError as error:
+            raise _translated(error, name, files) from error
+        finally:
+            call.cancel()
+
+
+def close_session(registry: Registry, name: str) -> None:
+    """Closes a session and returns when everything of it is gone. Raises SessionError when there is none of that name."""
+    files = registry.files(name)
+    record = read_record(files)
+    with grpc.insecure_channel(f"unix:{files.socket}") as channel:
+        stub = session_pb2_grpc.SessionStub(channel)  # type: ignore[no-untyped-call] # generated
+        try:
+            stub.Close(session_pb2.CloseRequest(), timeout=CALL_TIMEOUT_S)
+        except grpc.RpcError:
+            if _alive(record):
+                assert record is not None
+                psutil.Process(record.pid).terminate()
+    deadline = time.monotonic() + CLOSE_TIMEOUT_S
+    while _alive(record):
+        if time.monotonic() > deadline:
+            assert record is not None
+            # Its cells die with it: each is bound to its process by the kernel.
+            psutil.Process(record.pid).kill()
+            break
+        time.sleep(POLL_S)
+    registry.remove(name)
+
+
+def _alive(record: SessionRecord | None) -> bool:
+    if record is None:
+        return False
+    try:
+        process = psutil.Process(record.pid)
+        return process.create_time() == record.process_started and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _translated(error: grpc.RpcError, name: str, files: SessionFiles) -> EdgeError:
+    code = error.code() if isinstance(error, grpc.Call) else None
+    details = (error.details() if isinstance(error, grpc.Call) else None) or "it said nothing"
+    line = details.strip().splitlines()[0][:500]
+    if code == grpc.StatusCode.INVALID_ARGUMENT:
+        return UsageError(line)
+    if code == grpc.StatusCode.UNAVAILABLE:
+        # The daemon writes why before it goes.
+        time.sleep(1.0)
+        return failure_of(read_record(files), f"session {name!r} broke during the answer", files)
+    return EngineError(f"session {name!r} failed: {line}")

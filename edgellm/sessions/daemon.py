@@ -1,0 +1,218 @@
+"""A session's daemon: holds one cluster open and answers on a Unix socket until it is closed, idle for too long, or broken.
+
+`python -m edgellm.sessions.daemon`, with an `Order` as JSON on standard input. Started by `client.start_session`.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import grpc
+import msgspec
+import psutil
+import structlog
+import trio
+
+from edgellm.cluster.head import Progress
+from edgellm.errors import EdgeError, unwrapped
+from edgellm.log import log_to
+from edgellm.paths import default_paths
+from edgellm.requester.ask import OpenedCluster, opened_cluster
+from edgellm.requester.choose import Wanted
+from edgellm.requester.open import RequesterOptions, open_requester
+from edgellm.sessions.daemon_order import Order
+from edgellm.sessions.idle import Idleness
+from edgellm.sessions.registry import Registry, SessionFiles, SessionRecord, write_record
+from edgellm.wire import backend_pb2, backend_pb2_grpc, session_pb2, session_pb2_grpc
+
+log = structlog.get_logger(__name__)
+
+MAX_REQUESTS_AT_ONCE = 64
+IDLE_CHECK_S = 0.5
+
+
+class _Service(session_pb2_grpc.SessionServicer):
+    """`proto/session.proto`, in gRPC's own threads; the cluster is passed in once it is ready."""
+
+    def __init__(self, order: Order, opened_at: float) -> None:
+        self._order = order
+        self._opened_at = opened_at
+        self._lock = threading.Lock()
+        self._idleness = Idleness(order.idle_s, time.time())
+        self._opened: OpenedCluster | None = None
+        self._engine: backend_pb2_grpc.BackendStub | None = None
+        self.close_asked = threading.Event()
+
+    def use(self, opened: OpenedCluster, engine: backend_pb2_grpc.BackendStub) -> None:
+        with self._lock:
+            self._idleness = Idleness(self._order.idle_s, time.time())
+            self._opened, self._engine = opened, engine
+
+    def expired(self) -> bool:
+        with self._lock:
+            expires_at = self._idleness.expires_at()
+        return expires_at is not None and time.time() >= expires_at
+
+    def Describe(
+        self, request: session_pb2.DescribeRequest, context: grpc.ServicerContext
+    ) -> session_pb2.Description:
+        with self._lock:
+            opened, idleness = self._opened, self._idleness
+        description = session_pb2.Description(
+            name=self._order.name,
+            model=self._order.model,
+            state="ready" if opened else "starting",
+            opened_unix_ms=round(self._opened_at * 1000),
+            idle_expires_unix_ms=round((idleness.expires_at() or 0) * 1000),
+            running_requests=idleness.running,
+        )
+        if opened is not None:
+            plan = opened.cluster.stages
+            description.tensor_parallel = plan.tensor_parallel
+            description.max_model_len = opened.request.context
+            for stage in plan.stages:
+                description.stages.add(
+                    peer=stage.peer, name=stage.name, first_layer=stage.first_layer, end_layer=stage.end_layer
+                )
+        return description
+
+    def Generate(
+        self, request: backend_pb2.GenerateRequest, context: grpc.ServicerContext
+    ) -> Iterator[backend_pb2.GenerateEvent]:
+        if self._engine is None:
+            context.abort(grpc.StatusCode.FAILED_PRECONDITION, "the session is still starting")
+        assert self._engine is not None
+        with self._counted():
+            call = self._engine.Generate(request)
+            # A client that goes away frees its slot in the engine at once.
+            context.add_callback(call.cancel)
+            try:
+                yield from call
+            except grpc.RpcError as error:
+                if context.is_active() and isinstance(error, grpc.Call):
+                    context.abort(error.code(), error.details() or "the engine failed")
+
+    def Close(
+        self, request: session_pb2.CloseRequest, context: grpc.ServicerContext
+    ) -> session_pb2.CloseReply:
+        self.close_asked.set()
+        return session_pb2.CloseReply()
+
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
+        with self._lock:
+            self._idleness = self._idleness.begin()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._idleness = self._idleness.end(time.time())
+
+
+async def hold(order: Order, files: SessionFiles, service: _Service, on_ready: trio.Event) -> None:
+    """Brings the cluster up and holds it until the session ends. Raises EdgeErrors when it breaks."""
+    paths = default_paths()
+    options = RequesterOptions(order.bootstrap, "none" if order.isolation == "none" else "bwrap")
+    wanted = Wanted(
+        tensor_parallel=order.tensor_parallel,
+        pipeline_parallel=order.pipeline_parallel,
+        peers=order.peers,
+        fabric=order.fabric,
+        context=order.context,
+        sequences=order.sequences,
+    )
+    with files.progress.open("a", buffering=1) as progress, unwrapped():
+
+        def tell(item: Progress) -> None:
+            line = {"at": time.time(), "who": item.who, "phase": item.phase, "detail": item.detail}
+            progress.write(msgspec.json.encode(line).decode() + "\n")
+
+        async with (
+            open_requester(options, paths) as requester,
+            opened_cluster(requester, order.model, None, wanted, tell) as opened,
+        ):
+            with grpc.insecure_channel(f"unix:{opened.cluster.engine_socket}") as channel:
+                service.use(opened, backend_pb2_grpc.BackendStub(channel))  # type: ignore[no-untyped-call]
+                on_ready.set()
+                while not service.expired():
+                    await trio.sleep(IDLE_CHECK_S)
+                log.info("closing: idle for too long", idle_s=order.idle_s)
+
+
+async def run(order: Order, files: SessionFiles) -> int:
+    """The daemon's life; its exit code."""
+    record = SessionRecord(
+        name=order.name,
+        model=order.model,
+        pid=os.getpid(),
+        process_started=psutil.Process().create_time(),
+    )
+    write_record(files, record)
+    service = _Service(order, time.time())
+    server = grpc.server(ThreadPoolExecutor(MAX_REQUESTS_AT_ONCE + 8))
+    session_pb2_grpc.add_SessionServicer_to_server(service, server)  # type: ignore[no-untyped-call]
+    server.add_insecure_port(f"unix:{files.socket}")
+    server.start()
+    ready = trio.Event()
+    broken: EdgeError | None = None
+    try:
+        async with trio.open_nursery() as nursery:
+
+            async def work() -> None:
+                await hold(order, files, service, ready)
+                nursery.cancel_scope.cancel()
+
+            async def note_ready() -> None:
+                await ready.wait()
+                write_record(files, msgspec.structs.replace(record, state="ready"))
+
+            nursery.start_soon(_until_closed, service, nursery.cancel_scope)
+            nursery.start_soon(note_ready)
+            nursery.start_soon(work)
+    except* EdgeError as group:
+        broken = next(error for error in group.exceptions if isinstance(error, EdgeError))
+    finally:
+        server.stop(grace=1).wait(timeout=3)
+    if broken is None:
+        Registry(files.directory.parent).remove(order.name)
+        return 0
+    log.error("the session broke", error=str(broken))
+    failed = msgspec.structs.replace(
+        record, state="failed", failure=str(broken), remedy=broken.remedy, exit_code=broken.exit_code
+    )
+    write_record(files, failed)
+    return broken.exit_code
+
+
+async def _until_closed(service: _Service, scope: trio.CancelScope) -> None:
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+
+        async def on_signal() -> None:
+            async for _ in signals:
+                service.close_asked.set()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(on_signal)
+            while not service.close_asked.is_set():
+                await trio.sleep(0.1)
+            log.info("closing: asked to")
+            scope.cancel()
+
+
+def main() -> None:
+    order = msgspec.json.decode(sys.stdin.buffer.read(), type=Order)
+    files = SessionFiles(Path(order.directory))
+    log_to(files.log)
+    sys.exit(trio.run(run, order, files))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,22 @@
+"""What a session's daemon is told to do. By itself, so that the CLI can write one without importing the daemon."""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class Order(msgspec.Struct, frozen=True):
+    """What a daemon is to do."""
+
+    name: str
+    model: str
+    directory: str
+    bootstrap: tuple[str, ...]
+    idle_s: float
+    isolation: str = "bwrap"
+    tensor_parallel: int | None = None
+    pipeline_parallel: int | None = None
+    peers: tuple[str, ...] = ()
+    fabric: str = "overlay"
+    context: int | None = None
+    sequences: int = 8
