@@ -12,7 +12,7 @@ import trio
 
 from edgellm.cluster.assemble import Grant, HeadDoor, assemble
 from edgellm.cluster.door import open_door, reachable_hosts
-from edgellm.cluster.member import Machine, RunningMember, open_member
+from edgellm.cluster.member import Machine, RunningMember
 from edgellm.cluster.switchboard import Switchboard
 from edgellm.engine.client import EngineClient, open_engine
 from edgellm.errors import CellError, EngineError
@@ -24,7 +24,6 @@ from edgellm.wire import backend_pb2
 
 BRING_UP_TIMEOUT_S = 1800.0
 """Large models load for minutes; a member that dies meanwhile is noticed by its lease, not by this."""
-MODEL_PATH_IN_CELL = "/model"
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +84,7 @@ async def bring_up(
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_tell_news, leases, on_progress)
             await leases.commit(seal_plan(plan, network.identity))
-            async with open_member(machine, switchboard, plan, plan.head, door, model_directory) as member:
+            async with machine.open_member(switchboard, plan, plan.head, door, model_directory) as member:
                 nursery.start_soon(_watch, member, on_progress)
                 async with open_engine(member.engine_socket) as engine:
                     loaded = await engine.load(
@@ -141,7 +140,7 @@ def _load_request(
     plan: ClusterPlan, stages: StagePlan, sequences: int, member: RunningMember
 ) -> backend_pb2.LoadRequest:
     return backend_pb2.LoadRequest(
-        model_path=str(member.cell.spec.model_path or MODEL_PATH_IN_CELL),
+        model_path=member.model_path,
         head_address=plan.head.address,
         tensor_parallel=plan.tensor_parallel,
         stages=[

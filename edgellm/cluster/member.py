@@ -6,13 +6,15 @@ import os
 import secrets
 import shutil
 from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import psutil
+import trio
 
-from edgellm.cells.cell import Cell, default_environment, open_cell
+from edgellm.cells.cell import default_environment, open_cell
 from edgellm.cells.spec import RUNTIME_PATH, CellSpec, Isolation, Mount
 from edgellm.cluster.door import Door
 from edgellm.cluster.switchboard import Switchboard
@@ -25,9 +27,41 @@ HEAD_PORT = 6379
 ENGINE_SOCKET = "engine.sock"
 
 
+class CellHandle(Protocol):
+    """The part of a cell that clusters use (`edgellm.cells.cell.Cell`)."""
+
+    @property
+    def events(self) -> trio.MemoryReceiveChannel[dict[str, object]]: ...
+
+    async def wait(self) -> int: ...
+
+    def stderr_tail(self) -> str: ...
+
+
 @dataclass(frozen=True, slots=True)
-class Machine:
-    """What of this machine a member may use."""
+class RunningMember:
+    cell: CellHandle
+    engine_socket: Path
+    """Where the head's engine serves; nothing is there for a worker."""
+    model_path: str
+    """Where the engine sees the model."""
+
+
+class Machine(Protocol):
+    """Runs members of clusters: `CellMachine` really, `edgellm.testing.scripted_machine` for tests."""
+
+    def open_member(
+        self, switchboard: Switchboard, plan: ClusterPlan, own: Member, door: Door, model_directory: Path
+    ) -> AbstractAsyncContextManager[RunningMember]:
+        """Starts `own`, a member of `plan`; everything of it is gone when the context ends.
+
+        Raises CellError when its cell cannot be made.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class CellMachine:
+    """This machine: each member gets an overlay and a cell."""
 
     backend: Backend
     runtime: Path
@@ -35,27 +69,21 @@ class Machine:
     threads: int
     isolation: Isolation = "bwrap"
 
-
-@dataclass(frozen=True, slots=True)
-class RunningMember:
-    cell: Cell
-    engine_socket: Path
-    """Where the head's engine serves; nothing is there for a worker."""
+    def open_member(
+        self, switchboard: Switchboard, plan: ClusterPlan, own: Member, door: Door, model_directory: Path
+    ) -> AbstractAsyncContextManager[RunningMember]:
+        return _open_member(self, switchboard, plan, own, door, model_directory)
 
 
 @asynccontextmanager
-async def open_member(
-    machine: Machine,
+async def _open_member(
+    machine: CellMachine,
     switchboard: Switchboard,
     plan: ClusterPlan,
     own: Member,
     door: Door,
     model_directory: Path,
 ) -> AsyncIterator[RunningMember]:
-    """Starts the overlay and the cell of `own`, a member of `plan`. Everything of it is gone when the context ends.
-
-    Raises CellError when the cell cannot be made.
-    """
     with _private_directory(machine.runtime) as directory:
         async with AsyncExitStack() as stack:
             if plan.fabric == "overlay":
@@ -71,7 +99,7 @@ async def open_member(
                 stack.enter_context(switchboard.connect(plan, own.address, overlay))
             spec = _cell_spec(machine, plan, own, directory, model_directory)
             cell = await stack.enter_async_context(open_cell(spec))
-            yield RunningMember(cell, directory / ENGINE_SOCKET)
+            yield RunningMember(cell, directory / ENGINE_SOCKET, str(spec.model_path))
 
 
 @contextmanager
@@ -101,7 +129,7 @@ def _overlay_spec(plan: ClusterPlan, own: Member) -> OverlaySpec:
 
 
 def _cell_spec(
-    machine: Machine, plan: ClusterPlan, own: Member, directory: Path, model_directory: Path
+    machine: CellMachine, plan: ClusterPlan, own: Member, directory: Path, model_directory: Path
 ) -> CellSpec:
     role: Role = "head" if own is plan.head else "worker"
     kind: DeviceKind = machine.backend.device_kind()

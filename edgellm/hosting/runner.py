@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgellm.cluster.door import Door, open_door, reachable_hosts
-from edgellm.cluster.member import Machine, RunningMember, open_member
+from edgellm.cluster.member import Machine, RunningMember
 from edgellm.cluster.switchboard import Switchboard
 from edgellm.leasing.lease import Lease
 from edgellm.leasing.serve import CellNews, Doorway
@@ -75,7 +75,7 @@ class CellRunner:
     async def run(self, lease: Lease, plan: ClusterPlan, doorway: Doorway) -> AsyncIterator[_RunningCell]:
         assert isinstance(doorway, _OpenDoorway)
         own = next(member for member in plan.workers if member.lease == lease.id)
-        async with open_member(
-            self._machine, self._switchboard, plan, own, doorway.door, self._models[lease.digest]
+        async with self._machine.open_member(
+            self._switchboard, plan, own, doorway.door, self._models[lease.digest]
         ) as member:
             yield _RunningCell(member)

@@ -14,7 +14,7 @@ import trio
 
 from edgellm.cells.cell import open_cell
 from edgellm.cells.spec import CellSpec
-from edgellm.cluster.member import Machine, usable_threads
+from edgellm.cluster.member import CellMachine, usable_threads
 from edgellm.cluster.switchboard import Switchboard
 from edgellm.discovery.publish import Publisher
 from edgellm.engine.registry import load_backend
@@ -156,7 +156,9 @@ async def run_host(
             identity=identity, listen=options.listen, bootstrap=options.bootstrap, dht_server=True
         )
         async with open_node(config) as network:
-            machine = Machine(backend, paths.runtime, options.threads or usable_threads(), options.isolation)
+            machine = CellMachine(
+                backend, paths.runtime, options.threads or usable_threads(), options.isolation
+            )
             runner = CellRunner(
                 network,
                 Switchboard(network),

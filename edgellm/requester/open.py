@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from edgellm.cells.spec import Isolation
-from edgellm.cluster.member import Machine, usable_threads
+from edgellm.cluster.member import CellMachine, usable_threads
 from edgellm.cluster.switchboard import Switchboard
 from edgellm.discovery.bootstrap import remember
 from edgellm.discovery.collect import SequenceBook
@@ -44,7 +44,7 @@ async def open_requester(options: RequesterOptions, paths: Paths) -> AsyncIterat
         yield Requester(
             network=network,
             switchboard=Switchboard(network),
-            machine=Machine(backend, paths.runtime, usable_threads(), options.isolation),
+            machine=CellMachine(backend, paths.runtime, usable_threads(), options.isolation),
             store=LightStore(paths.cache / "models"),
             book=SequenceBook(),
             now=time.time,

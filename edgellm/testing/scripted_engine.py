@@ -1,0 +1,123 @@
+"""An engine behind the real gRPC protocol that says what its script says: for tests that need speed, not language.
+
+Runs in threads of the test's own process; everything from the socket up is real.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import grpc
+
+from edgellm.wire import backend_pb2, backend_pb2_grpc
+
+
+@dataclass
+class Script:
+    """What the engine does. Token i of every answer is the word `words[i % len(words)]` with the id i."""
+
+    words: tuple[str, ...] = ("the ", "sky ", "is ", "blue ", "because ")
+    load_s: float = 0.0
+    token_s: float = 0.0
+    max_model_len: int = 64
+    fail_load: str = ""
+    misplace: bool = False
+    """Report layers elsewhere than asked."""
+    aborted: list[str] = field(default_factory=list)
+    running: int = 0
+
+
+class ScriptedEngine(backend_pb2_grpc.BackendServicer):
+    """Serves `proto/backend.proto` as `script` says. A token of the prompt is a word."""
+
+    def __init__(self, script: Script) -> None:
+        self._script = script
+        self._lock = threading.Lock()
+        self._loaded = False
+
+    def Load(
+        self, request: backend_pb2.LoadRequest, context: grpc.ServicerContext
+    ) -> Iterator[backend_pb2.LoadEvent]:
+        yield backend_pb2.LoadEvent(phase=backend_pb2.Phase(name="import", detail="scripted"))
+        time.sleep(self._script.load_s)
+        if self._script.fail_load:
+            context.abort(grpc.StatusCode.INTERNAL, self._script.fail_load)
+        ranks = [
+            backend_pb2.RankPlacement(
+                rank=index,
+                address=stage.address,
+                first_layer=stage.first_layer,
+                end_layer=stage.end_layer - self._script.misplace,
+            )
+            for index, stage in enumerate(
+                stage for stage in request.stages for _ in range(request.tensor_parallel)
+            )
+        ]
+        self._loaded = True
+        yield backend_pb2.LoadEvent(loaded=backend_pb2.Loaded(ranks=ranks, kv_cache_tokens=1024))
+
+    def Generate(
+        self, request: backend_pb2.GenerateRequest, context: grpc.ServicerContext
+    ) -> Iterator[backend_pb2.GenerateEvent]:
+        text = request.text or " ".join(message.content for message in request.chat.messages)
+        prompt_tokens = len(text.split())
+        if prompt_tokens >= self._script.max_model_len:
+            context.abort(
+                grpc.StatusCode.INVALID_ARGUMENT,
+                f"the prompt has {prompt_tokens} tokens, the context only {self._script.max_model_len}",
+            )
+        with self._lock:
+            self._script.running += 1
+        try:
+            for index in range(request.sampling.max_tokens):
+                if not context.is_active():
+                    self._script.aborted.append(request.request_id)
+                    return
+                time.sleep(self._script.token_s)
+                last = index + 1 == request.sampling.max_tokens
+                yield backend_pb2.GenerateEvent(
+                    token_ids=[index],
+                    text=self._script.words[index % len(self._script.words)],
+                    prompt_tokens=prompt_tokens,
+                    finish_reason="length" if last else "",
+                )
+        finally:
+            with self._lock:
+                self._script.running -= 1
+
+    def Abort(
+        self, request: backend_pb2.AbortRequest, context: grpc.ServicerContext
+    ) -> backend_pb2.AbortReply:
+        self._script.aborted.append(request.request_id)
+        return backend_pb2.AbortReply()
+
+    def Health(
+        self, request: backend_pb2.HealthRequest, context: grpc.ServicerContext
+    ) -> backend_pb2.HealthReply:
+        state = backend_pb2.HealthReply.READY if self._loaded else backend_pb2.HealthReply.IDLE
+        return backend_pb2.HealthReply(state=state, running_requests=self._script.running)
+
+    def Unload(
+        self, request: backend_pb2.UnloadRequest, context: grpc.ServicerContext
+    ) -> backend_pb2.UnloadReply:
+        self._loaded = False
+        return backend_pb2.UnloadReply()
+
+
+@contextmanager
+def scripted_engine(socket: Path, script: Script) -> Iterator[None]:
+    """Serves a scripted engine on `socket` while the context lasts."""
+    server = grpc.server(ThreadPoolExecutor(16))
+    backend_pb2_grpc.add_BackendServicer_to_server(ScriptedEngine(script), server)  # type: ignore[no-untyped-call]
+    server.add_insecure_port(f"unix:{socket}")
+    server.start()
+    try:
+        yield
+    finally:
+        server.stop(grace=0).wait(timeout=5)

@@ -1,0 +1,74 @@
+"""A machine that runs no cells: its members say what cells would say, and its heads serve a scripted engine."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import trio
+
+from edgellm.cluster.door import Door
+from edgellm.cluster.member import RunningMember
+from edgellm.cluster.switchboard import Switchboard
+from edgellm.errors import CellError
+from edgellm.testing.scripted_engine import Script, scripted_engine
+from edgellm.types.plan import ClusterPlan, Member
+
+
+class ScriptedCell:
+    """A cell that lives until the test ends it (`edgellm.cluster.member.CellHandle`)."""
+
+    def __init__(self, events: trio.MemoryReceiveChannel[dict[str, object]]) -> None:
+        self.events = events
+        self._gone = trio.Event()
+        self._status = 0
+
+    def die(self, status: int) -> None:
+        self._status = status
+        self._gone.set()
+
+    async def wait(self) -> int:
+        await self._gone.wait()
+        return self._status
+
+    def stderr_tail(self) -> str:
+        return "scripted cell"
+
+
+@dataclass
+class ScriptedMachine:
+    """Runs members of clusters without processes (`edgellm.cluster.member.Machine`)."""
+
+    script: Script = field(default_factory=Script)
+    refuse: str = ""
+    """Why cells cannot be made, or ""."""
+    cells: list[ScriptedCell] = field(default_factory=list)
+    """Those that run now."""
+
+    def open_member(
+        self, switchboard: Switchboard, plan: ClusterPlan, own: Member, door: Door, model_directory: Path
+    ) -> AbstractAsyncContextManager[RunningMember]:
+        return self._open(plan, own)
+
+    @asynccontextmanager
+    async def _open(self, plan: ClusterPlan, own: Member) -> AsyncIterator[RunningMember]:
+        if self.refuse:
+            raise CellError(self.refuse, remedy="run `edgellm doctor`")
+        send, events = trio.open_memory_channel[dict[str, object]](16)
+        cell = ScriptedCell(events)
+        self.cells.append(cell)
+        try:
+            with ExitStack() as stack:
+                directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="e")))
+                socket = directory / "engine.sock"
+                if own is plan.head:
+                    stack.enter_context(scripted_engine(socket, self.script))
+                else:
+                    send.send_nowait({"event": "joined"})
+                yield RunningMember(cell, socket, "/model")
+        finally:
+            send.close()
+            self.cells.remove(cell)
