@@ -1,0 +1,30 @@
+"""vLLM over Ray as an EdgeLLM engine.
+
+In the node (light: no torch, Ray or vLLM):
+
+* `backend`: which command and environment each member of a cluster gets.
+
+In the cell, as those commands:
+
+* `head`: the requester's process: starts the Ray head and serves `proto/backend.proto`. It uses `service` (gRPC),
+  `engine` (vLLM's AsyncLLM: load, generate, placement) and `prompts` (requests to token ids, and their validation).
+* `member`: a host's process: waits for the head and joins it as a Ray node.
+* `ray_node`: both roles' `ray start` child. `events`: what both print.
+
+Inside vLLM's own processes:
+
+* `executor`: Ray executor that puts rank r where the plan says. `placement`: what each rank reports about itself.
+* `platform`, `worker`, `communicator`: what vLLM's CPU backend lacks to run over Ray; unused with CUDA.
+"""
+
+from __future__ import annotations
+
+import os
+
+PLATFORM_SWITCH = "EDGELLM_VLLM_PLATFORM"
+"""Set to "cpu" by the backend: vLLM in any other program of this environment keeps its own platform."""
+
+
+def platform_plugin() -> str | None:
+    """vLLM's platform plugin hook: the class to use, or None to leave vLLM alone."""
+    return "edgellm_vllm.platform.RayCpuPlatform" if os.environ.get(PLATFORM_SWITCH) == "cpu" else None

@@ -1,0 +1,158 @@
+"""vLLM's AsyncLLM behind our words: import, load over planned stages, generate.
+
+Nothing of vLLM is imported with this module: the head answers while the import runs in a thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Callable
+from typing import TYPE_CHECKING, Any
+
+from edgellm.wire import backend_pb2 as pb
+from edgellm_vllm.placement import RankPlacement, difference, planned_placement
+from edgellm_vllm.progress import Kind, ProgressListener
+from edgellm_vllm.prompts import answer_tokens, check_sampling, prompt_token_ids
+
+if TYPE_CHECKING:
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+PhaseSink = Callable[[str, str], None]
+
+_DEFAULT_MAX_NUM_SEQS = 8
+_PLACEMENT_TIMEOUT_S = 30.0
+
+
+class LoadError(Exception):
+    """Bring-up failed; the text is the first cause, from whichever process it happened in."""
+
+
+def import_vllm() -> None:
+    """Imports all that the head and, forked from it, the engine core need; about ten seconds of one core."""
+    import vllm.v1.engine.async_llm
+    import vllm.v1.engine.core
+
+    import edgellm_vllm.executor  # noqa: F401
+
+
+class Engine:
+    """One loaded model."""
+
+    def __init__(self, llm: AsyncLLM, lost: asyncio.Event) -> None:
+        self._llm = llm
+        self.lost = lost
+        """Set when a rank's process has died: the engine will never answer again."""
+        self.max_model_len: int = llm.model_config.max_model_len
+        cache = llm.vllm_config.cache_config
+        self.kv_cache_tokens: int = (cache.num_gpu_blocks or 0) * cache.block_size
+
+    async def placement(self) -> tuple[RankPlacement, ...]:
+        """What every rank says about itself, by rank."""
+        reports = await self._llm.collective_rpc("edgellm_placement", timeout=_PLACEMENT_TIMEOUT_S)
+        return tuple(sorted(RankPlacement(*report) for report in reports))
+
+    async def generate(self, request: pb.GenerateRequest) -> AsyncIterator[pb.GenerateEvent]:
+        """Tokens as they are made. Closing the iterator aborts. Raises InvalidRequest before the first event."""
+        from vllm import SamplingParams, TokensPrompt
+        from vllm.sampling_params import RequestOutputKind
+
+        ids = prompt_token_ids(request, self._llm.get_tokenizer())
+        sampling = request.sampling
+        check_sampling(sampling)
+        params = SamplingParams(
+            max_tokens=answer_tokens(len(ids), sampling.max_tokens, self.max_model_len),
+            temperature=sampling.temperature,
+            top_p=sampling.top_p or 1.0,
+            seed=sampling.seed if sampling.HasField("seed") else None,
+            stop=list(sampling.stop) or None,
+            ignore_eos=sampling.ignore_eos,
+            output_kind=RequestOutputKind.DELTA,
+        )
+        async for output in self._llm.generate(
+            TokensPrompt(prompt_token_ids=ids), params, request.request_id
+        ):
+            answer = output.outputs[0]
+            yield pb.GenerateEvent(
+                token_ids=answer.token_ids,
+                text=answer.text,
+                prompt_tokens=len(ids),
+                finish_reason=answer.finish_reason or "",
+            )
+
+    async def abort(self, request_id: str) -> None:
+        """Ends a request; its iterator ends with the finish reason "abort". Unknown ids do nothing."""
+        await self._llm.abort(request_id)
+
+    async def close(self) -> None:
+        """Ends the engine core and frees the ranks' devices."""
+        await asyncio.to_thread(self._llm.shutdown)
+
+
+async def load(
+    request: pb.LoadRequest, progress: ProgressListener, phase: PhaseSink
+) -> tuple[Engine, tuple[RankPlacement, ...]]:
+    """Brings the engine up over exactly the request's stages and checks where each rank really runs.
+
+    Raises LoadError. `phase(name, detail)` is called at each step.
+    """
+    planned = planned_placement(request.stages, request.tensor_parallel)
+    causes: list[str] = []
+    lost = asyncio.Event()
+
+    def heard(kind: Kind, name: str, detail: str) -> None:
+        if kind == "phase":
+            phase(name, detail)
+        elif kind == "failed":
+            causes.append(f"{name}: {detail}")
+        else:
+            lost.set()
+
+    progress.heard = heard
+    try:
+        llm = await asyncio.to_thread(_build, request, [rank.address for rank in planned])
+    except Exception as error:
+        await asyncio.sleep(0)  # the engine core's own account may still lie in the socket
+        raise LoadError(causes[0] if causes else f"{type(error).__name__}: {error}") from error
+    engine = Engine(llm, lost)
+    phase("placement", "ask each rank what it holds")
+    real = await engine.placement()
+    if wrong := difference(planned, real):
+        await engine.close()
+        raise LoadError(f"the ranks do not run as planned: {wrong}")
+    return engine, real
+
+
+def _build(request: pb.LoadRequest, addresses: list[str]) -> AsyncLLM:
+    from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.platforms import current_platform
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    from edgellm_vllm.executor import PlacedRayExecutor, placement_config
+
+    os.environ["VLLM_PP_LAYER_PARTITION"] = ",".join(
+        str(stage.end_layer - stage.first_layer) for stage in request.stages
+    )
+    options: dict[str, Any] = {}
+    if request.gpu_memory_utilization:
+        options["gpu_memory_utilization"] = request.gpu_memory_utilization
+    if request.kv_cache_bytes:
+        options["kv_cache_memory_bytes"] = request.kv_cache_bytes
+    if request.max_model_len:
+        options["max_model_len"] = request.max_model_len
+    if current_platform.is_cpu():
+        options["enforce_eager"] = True
+    arguments = AsyncEngineArgs(
+        model=request.model_path,
+        served_model_name=request.served_model_name or None,
+        tensor_parallel_size=request.tensor_parallel,
+        pipeline_parallel_size=len(request.stages),
+        distributed_executor_backend=PlacedRayExecutor,
+        additional_config=placement_config(addresses),
+        worker_extension_cls="edgellm_vllm.placement.PlacementReport",
+        max_num_seqs=request.max_num_seqs or _DEFAULT_MAX_NUM_SEQS,
+        generation_config="vllm",
+        disable_log_stats=True,
+        **options,
+    )
+    return AsyncLLM.from_engine_args(arguments)

@@ -1,0 +1,79 @@
+"""vLLM's Ray executor with the plan's placement: rank r runs on the member that the plan names, or nothing runs."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Any
+
+import ray
+from ray.util.placement_group import PlacementGroup
+from vllm.platforms import current_platform
+from vllm.v1.executor.ray_executor_v2 import RayExecutorV2
+
+from edgellm_vllm.progress import tell
+
+_CONFIG_KEY = "edgellm"
+_JOIN_TIMEOUT_S = 120.0
+_RESERVE_TIMEOUT_S = 30.0
+_POLL_S = 0.05
+
+
+def placement_config(addresses_by_rank: list[str]) -> dict[str, Any]:
+    """For vLLM's `additional_config`: what `PlacedRayExecutor` needs to know."""
+    return {_CONFIG_KEY: {"addresses": addresses_by_rank}}
+
+
+class PlacedRayExecutor(RayExecutorV2):
+    """Waits for the members, reserves a device of the planned member for each rank, and tells how bring-up goes."""
+
+    def _init_executor(self) -> None:
+        try:
+            self._reserve(self.vllm_config.additional_config[_CONFIG_KEY]["addresses"])
+            tell("phase", "workers", "start the ranks and load their layers")
+            super()._init_executor()
+        except Exception as error:
+            tell("failed", type(error).__name__, str(error))
+            raise
+
+    def initialize_from_config(self, *args: Any, **kwargs: Any) -> Any:
+        """As the base class; the last step of bring-up."""
+        tell("phase", "kv cache")
+        return super().initialize_from_config(*args, **kwargs)
+
+    def shutdown(self) -> None:
+        """As the base class, which also calls it, with `is_failed` set, when a rank's process has died."""
+        if getattr(self, "is_failed", False):
+            tell("rank_died", "rank", "a rank's process died")
+        super().shutdown()
+
+    def _build_runtime_env(self) -> dict[str, Any]:
+        # Members set in their whole environment what vLLM would set here, so that actors fit the workers that Ray has
+        # started, and that have imported, ahead of time.
+        return {}
+
+    def _reserve(self, addresses: list[str]) -> None:
+        tell("phase", "cluster", f"0 of {len(set(addresses))} members joined")
+        ray.init(address=os.environ["RAY_ADDRESS"], log_to_driver=False, logging_level="warning")
+        _wait_for_members(set(addresses))
+        bundles = [{current_platform.ray_device_key: 1.0, f"node:{address}": 0.001} for address in addresses]
+        group: PlacementGroup = ray.util.placement_group(bundles, strategy="PACK")
+        if not group.wait(_RESERVE_TIMEOUT_S):
+            raise RuntimeError(f"the members have too few free devices for ranks on {', '.join(addresses)}")
+        self.parallel_config.placement_group = group
+        # Without it vLLM would number ranks by Ray's random node ids.
+        os.environ["VLLM_RAY_BUNDLE_INDICES"] = ",".join(str(rank) for rank in range(len(addresses)))
+
+
+def _wait_for_members(wanted: set[str]) -> None:
+    deadline = time.monotonic() + _JOIN_TIMEOUT_S
+    joined: set[str] = set()
+    while joined != wanted:
+        if time.monotonic() > deadline:
+            missing = ", ".join(sorted(wanted - joined))
+            raise TimeoutError(f"{missing} did not join the cluster within {_JOIN_TIMEOUT_S:.0f} s")
+        time.sleep(_POLL_S)
+        alive = {node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]} & wanted
+        if alive != joined:
+            joined = alive
+            tell("phase", "cluster", f"{len(joined)} of {len(wanted)} members joined")

@@ -1,0 +1,70 @@
+"""The requester's part of a cluster: `python -m edgellm_vllm.head` is Ray's head and serves the engine over gRPC.
+
+Order is speed here: Ray starts first (as a process), the socket answers next, and vLLM's modules are imported in a
+thread meanwhile. The engine core is later forked from this process, so that they are imported once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import signal
+import sys
+
+# gRPC may poll in its own threads when the engine core is forked; the child never uses gRPC, so nothing is to be done
+# for it, and gRPC's own handling would make the fork wait for calls in flight.
+os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
+
+import grpc
+
+from edgellm.wire import backend_pb2_grpc
+from edgellm_vllm.engine import import_vllm
+from edgellm_vllm.events import EventStream
+from edgellm_vllm.progress import ProgressListener
+from edgellm_vllm.ray_node import head_arguments, ray_node
+from edgellm_vllm.service import BackendService
+
+
+async def _serve(address: str, port: int, socket_path: str, events: EventStream) -> None:
+    events.phase("ray", f"start the head on {address}:{port}")
+    async with ray_node(head_arguments(address, port)) as node:
+        server = grpc.aio.server()
+        with ProgressListener() as progress:
+            service = BackendService(asyncio.to_thread(import_vllm), progress)
+            backend_pb2_grpc.add_BackendServicer_to_server(service, server)
+            server.add_insecure_port(f"unix:{socket_path}")
+            await server.start()
+            events.serving()
+            try:
+                status = await node.wait_ended()
+                events.failed(f"Ray's head ended with status {status}")
+            finally:
+                await service.close()
+                await server.stop(grace=None)
+
+
+async def _run(options: argparse.Namespace, events: EventStream) -> int:
+    port = int(options.head.rpartition(":")[2])
+    task = asyncio.create_task(_serve(options.address, port, options.socket, events))
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, task.cancel)
+    try:
+        await task
+    except asyncio.CancelledError:
+        return 0
+    return 1
+
+
+def main() -> int:
+    """Exit status: 0 after SIGTERM or SIGINT, 1 when Ray ended."""
+    parser = argparse.ArgumentParser(prog="edgellm_vllm.head", description=__doc__)
+    parser.add_argument("--address", required=True, help="own IP address in the cluster")
+    parser.add_argument("--head", required=True, help="ADDRESS:PORT of the head's Ray: this member's own")
+    parser.add_argument("--socket", required=True, help="Unix socket to serve gRPC on")
+    return asyncio.run(_run(parser.parse_args(), EventStream()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,66 @@
+"""A host's part of a cluster: `python -m edgellm_vllm.member` joins the head as a Ray node and stays until it ends."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import signal
+import sys
+
+from edgellm_vllm.events import EventStream
+from edgellm_vllm.ray_node import ray_node, wait_until_answers, worker_arguments
+
+# The head's Ray takes 2 to 5 s; the rest is for a requester on a slow machine or a slow link.
+_HEAD_TIMEOUT_S = 90.0
+_JOIN_TIMEOUT_S = 60.0
+
+
+class JoinError(Exception):
+    """The cluster could not be joined, or fell apart; the text is for the host's log and the requester."""
+
+
+async def _join(address: str, head: str, devices: int, events: EventStream) -> None:
+    events.phase("head", f"wait for {head}")
+    head_address, _, port = head.rpartition(":")
+    try:
+        await wait_until_answers(head_address, int(port), _HEAD_TIMEOUT_S)
+    except TimeoutError:
+        raise JoinError(f"the head at {head} did not answer within {_HEAD_TIMEOUT_S:.0f} s") from None
+
+    events.phase("join", head)
+    async with ray_node(worker_arguments(address, head, devices)) as node:
+        ended = asyncio.create_task(node.wait_ended())
+        started = asyncio.create_task(node.wait_started())
+        await asyncio.wait({ended, started}, timeout=_JOIN_TIMEOUT_S, return_when=asyncio.FIRST_COMPLETED)
+        if not (started.done() or ended.done()):
+            raise JoinError(f"Ray did not join {head} within {_JOIN_TIMEOUT_S:.0f} s")
+        if started.done():
+            events.joined()
+        raise JoinError(f"Ray ended with status {await ended}")
+
+
+async def _run(options: argparse.Namespace, events: EventStream) -> int:
+    task = asyncio.create_task(_join(options.address, options.head, options.devices, events))
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, task.cancel)
+    try:
+        await task
+    except asyncio.CancelledError:
+        return 0
+    except JoinError as error:
+        events.failed(str(error))
+    return 1
+
+
+def main() -> int:
+    """Exit status: 0 after SIGTERM or SIGINT, 1 when the head did not come or Ray ended."""
+    parser = argparse.ArgumentParser(prog="edgellm_vllm.member", description=__doc__)
+    parser.add_argument("--address", required=True, help="own IP address in the cluster")
+    parser.add_argument("--head", required=True, help="ADDRESS:PORT of the head's Ray")
+    parser.add_argument("--devices", required=True, type=int, help="number of devices lent")
+    return asyncio.run(_run(parser.parse_args(), EventStream()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

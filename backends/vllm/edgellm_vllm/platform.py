@@ -1,0 +1,33 @@
+"""vLLM's CPU platform, made to run over Ray."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from vllm.platforms.cpu import CpuPlatform
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+
+
+class RayCpuPlatform(CpuPlatform):
+    """A rank takes one "GPU" of its Ray node, which is how members offer CPU ranks (`ray start --num-gpus`)."""
+
+    ray_device_key = "GPU"
+
+    @classmethod
+    def check_and_update_config(cls, vllm_config: VllmConfig) -> None:
+        """Names our worker, and keeps the engine core a fork of the head."""
+        parallel = vllm_config.parallel_config
+        if parallel.worker_cls == "auto":
+            parallel.worker_cls = "edgellm_vllm.worker.RayCpuWorker"
+        super().check_and_update_config(vllm_config)
+        # vLLM asks for "spawn" because its CPU workers use OpenMP; the engine core of a head has no worker in it, and
+        # spawned it would import for ten seconds what the head has imported already.
+        os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "fork"
+
+    @classmethod
+    def get_device_communicator_cls(cls) -> str:
+        """The communicator that tells ranks in one cell from ranks in several."""
+        return "edgellm_vllm.communicator.CellAwareCpuCommunicator"

@@ -1,0 +1,63 @@
+"""From the engine core's process to the head's: what bring-up does now, why it failed, that a rank died.
+
+vLLM tells its caller none of these: bring-up is one blocking call, and after a rank's death requests just hang.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import socket
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Literal
+
+_PATH = "EDGELLM_VLLM_PROGRESS"
+
+Kind = Literal["phase", "failed", "rank_died"]
+
+
+def tell(kind: Kind, name: str, detail: str = "") -> None:
+    """In the engine core. Does nothing where nobody listens: progress must not be what breaks a start."""
+    path = os.environ.get(_PATH)
+    if path is None:
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+        sender.setblocking(False)
+        try:
+            sender.sendto(json.dumps([kind, name, detail[:4000]]).encode(), path)
+        except OSError:
+            return
+
+
+class ProgressListener:
+    """In the head: hears what any engine core forked from it tells, inside a `with` block, in the event loop."""
+
+    def __init__(self) -> None:
+        self.heard: Callable[[Kind, str, str], None] = lambda kind, name, detail: None
+        """Called with each message; whoever loads an engine sets it."""
+
+    def __enter__(self) -> ProgressListener:
+        self._directory = tempfile.TemporaryDirectory(prefix="edgellm-")
+        path = str(Path(self._directory.name) / "progress")
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._socket.bind(path)
+        self._socket.setblocking(False)
+        os.environ[_PATH] = path
+        asyncio.get_running_loop().add_reader(self._socket, self._read)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        asyncio.get_running_loop().remove_reader(self._socket)
+        self._socket.close()
+        self._directory.cleanup()
+        os.environ.pop(_PATH, None)
+
+    def _read(self) -> None:
+        kind, name, detail = json.loads(self._socket.recv(1 << 16))
+        self.heard(kind, name, detail)
