@@ -36,7 +36,11 @@ class Dialer:
 
     def connections(self, peer_id: ID) -> list[Any]:
         """The open connections to a peer, possibly none."""
-        return [connection for connection in self._swarm.get_connections(peer_id) if not connection.is_closed]
+        return [
+            connection
+            for connection in self._swarm.get_connections(peer_id)
+            if not connection.is_closed and connection.muxed_conn.is_established
+        ]
 
     async def connect(self, peer: str, addresses: Sequence[str] = (), *, timeout_s: float = 10.0) -> None:
         """Makes sure that there is a connection to `peer`.
@@ -120,9 +124,15 @@ def _without_peer(address: Multiaddr, peer_id: ID) -> Multiaddr:
     return Multiaddr(text.removesuffix(f"/p2p/{peer_id}"))
 
 
+def _cause(error: BaseException) -> BaseException | None:
+    if isinstance(error, BaseExceptionGroup):
+        return error.exceptions[0]
+    return error.__cause__ or error.__context__
+
+
 def _root_cause(error: BaseException) -> str:
     seen = error
-    while (cause := seen.__cause__ or seen.__context__) is not None:
+    while (cause := _cause(seen)) is not None:
         seen = cause
     if isinstance(seen, OSError) and seen.strerror:
         return seen.strerror

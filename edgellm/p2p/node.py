@@ -25,13 +25,12 @@ from libp2p.security.noise import transport as noise
 from multiaddr import Multiaddr
 
 from edgellm.errors import DiscoveryError, NetworkError, UsageError
+from edgellm.p2p import muxer, tcp
 from edgellm.p2p.addresses import advertised, check_listen, split_peer
 from edgellm.p2p.dht import ProviderDirectory
 from edgellm.p2p.dialer import Dialer
 from edgellm.p2p.handlers import run_handler
 from edgellm.p2p.identity import Identity
-from edgellm.p2p.muxer import PROTOCOL as YAMUX
-from edgellm.p2p.muxer import HardenedYamux
 from edgellm.p2p.network import PeerAddress, StreamHandler
 from edgellm.p2p.quiet import quiet_libp2p
 from edgellm.p2p.shutdown import bounded, close_connections, unwrapped
@@ -202,8 +201,9 @@ def _make_host(config: NodeConfig, listen: tuple[Multiaddr, ...]) -> Any:
     swarm = libp2p.new_swarm(
         key_pair=keys,
         sec_opt={noise.PROTOCOL_ID: noise.Transport(keys, noise_privkey=noise_keys.private_key)},
-        muxer_opt={TProtocol(YAMUX): HardenedYamux},
+        muxer_opt={TProtocol(muxer.PROTOCOL): muxer.HardenedYamux},
         listen_addrs=listen,
+        transports=[tcp.transport()],
         retry_config=RetryConfig(max_retries=0),
         connection_config=ConnectionConfig(
             max_connections=MAX_CONNECTIONS,

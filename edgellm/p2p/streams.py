@@ -46,9 +46,9 @@ class LibP2PStream:
         await self._end(self._net_stream.reset)
 
     async def _end(self, how: Any) -> None:
-        with trio.CancelScope(deadline=trio.current_time() + _CLOSE_S, shield=True):
-            with suppress(Exception):  # a stream that cannot be closed is already gone
-                await how()
+        deadline = trio.current_time() + _CLOSE_S
+        with suppress(Exception), trio.CancelScope(deadline=deadline, shield=True):
+            await how()  # a stream that cannot be closed is already gone
 
 
 def _why(error: BaseException) -> str:
