@@ -1,0 +1,170 @@
+"""Discovery on a network in memory: which adverts are believed, which are counted and dropped."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import trio
+from hypothesis import given
+from hypothesis import strategies as st
+from trio.testing import MockClock
+
+from edgellm.discovery.check import fault
+from edgellm.discovery.codec import open_advert, seal_advert
+from edgellm.discovery.collect import Found, SequenceBook, find_hosts
+from edgellm.discovery.keys import HOSTS_KEY, model_key
+from edgellm.discovery.publish import PROTOCOL, Publisher
+from edgellm.errors import DiscoveryError, ProtocolViolation
+from edgellm.p2p.framing import MessageStream
+from edgellm.p2p.identity import Identity
+from edgellm.p2p.network import Stream
+from edgellm.requester.discover import discover
+from edgellm.testing.memory_network import MemoryNetwork, open_hub
+from edgellm.types.advert import HostAdvert
+from edgellm.wire import wire_pb2
+from tests.unit.samples import DIGEST, advert
+
+NOW = 1010.0
+
+
+async def serve_envelope(network: MemoryNetwork, envelope: bytes) -> None:
+    """A host that says just this, whatever it is."""
+
+    async def answer(stream: Stream) -> None:
+        messages = MessageStream(stream, max_bytes=1 << 26)
+        await messages.receive(wire_pb2.AdvertRequest)
+        await messages.send(wire_pb2.AdvertReply(envelope=envelope))
+
+    network.serve(PROTOCOL, answer)
+    await network.provide(HOSTS_KEY)
+    await network.provide(model_key("tiny"))
+
+
+async def look(network: MemoryNetwork, book: SequenceBook | None = None) -> Found:
+    return await find_hosts(network, "tiny", book=book or SequenceBook(), now=lambda: NOW)
+
+
+async def test_a_good_advert_is_found(autojump_clock: MockClock) -> None:
+    async with open_hub() as hub:
+        host, requester = hub.join(), hub.join()
+        await Publisher(host, lambda: advert(peer=host.peer)).announce()
+        found = await look(requester)
+        assert [sighting.advert.name for sighting in found.sightings] == ["alice"]
+        assert found.sightings[0].advert == advert(peer=host.peer)
+        assert found.refused == {}
+        by_digest = await discover(requester, DIGEST, book=SequenceBook(), now=lambda: NOW)
+        assert [candidate.name for candidate in by_digest[0].candidates] == ["alice"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"issued_at": 500.0, "expires_at": 620.0}, "expired"),
+        ({"issued_at": 2000.0, "expires_at": 2120.0}, "from the future"),
+        ({"expires_at": 9000.0}, "promises for too long"),
+        ({"sequence": 3}, "replayed"),
+    ],
+)
+async def test_an_advert_that_must_not_be_believed_is_counted(
+    changes: dict[str, float], reason: str, autojump_clock: MockClock
+) -> None:
+    async with open_hub() as hub:
+        host, requester = hub.join(), hub.join()
+        await serve_envelope(host, seal_advert(replace(advert(peer=host.peer), **changes), host.identity))
+        found = await look(requester, SequenceBook({host.peer: 5 if reason == "replayed" else 0}))
+        assert found.sightings == ()
+        assert found.refused == {reason: 1}
+
+
+async def test_forged_adverts_are_counted(autojump_clock: MockClock) -> None:
+    async with open_hub() as hub:
+        thief, liar, requester = hub.join(), hub.join(), hub.join()
+        victim = Identity.generate()
+        await serve_envelope(thief, seal_advert(advert(peer=victim.peer), victim))
+        await serve_envelope(liar, seal_advert(advert(peer=victim.peer), liar.identity))
+        assert (await look(requester)).refused == {"forged": 2}
+
+
+async def test_a_10_mb_advert_is_not_read(autojump_clock: MockClock) -> None:
+    async with open_hub() as hub:
+        host, requester = hub.join(), hub.join()
+        await serve_envelope(host, bytes(10 << 20))
+        assert (await look(requester)).refused == {"malformed": 1}
+
+
+async def test_silent_dead_and_foreign_providers_cost_one_timeout(autojump_clock: MockClock) -> None:
+    async with open_hub() as hub:
+        frozen, dead, foreign, good = (hub.join() for _ in range(4))
+        requester = hub.join()
+        for network in (frozen, dead, good):
+            await Publisher(network, lambda network=network: advert(peer=network.peer)).announce()  # type: ignore[misc]
+        await foreign.provide(model_key("tiny"))
+        hub.freeze(frozen.peer)
+        hub.kill(dead.peer)
+        with trio.fail_after(12):
+            found = await look(requester)
+        assert [sighting.advert.peer for sighting in found.sightings] == [good.peer]
+        assert found.refused == {"unreachable": 3}
+
+
+async def test_nobody_hosts_it_says_what_is_offered(autojump_clock: MockClock) -> None:
+    async with open_hub() as hub:
+        host, requester = hub.join(), hub.join()
+        await Publisher(host, lambda: advert(peer=host.peer)).announce()
+        with pytest.raises(DiscoveryError, match="nobody hosts 'other'") as error:
+            await discover(requester, "other", book=SequenceBook(), now=lambda: NOW)
+        assert "tiny" in error.value.remedy
+
+
+async def test_a_draining_host_is_not_offered(autojump_clock: MockClock) -> None:
+    async with open_hub() as hub:
+        host, requester = hub.join(), hub.join()
+        await Publisher(host, lambda: replace(advert(peer=host.peer), draining=True)).announce()
+        with pytest.raises(DiscoveryError):
+            await discover(requester, "tiny", book=SequenceBook(), now=lambda: NOW)
+
+
+async def test_two_versions_of_a_name_stay_apart(autojump_clock: MockClock) -> None:
+    async with open_hub() as hub:
+        hosts, requester = [hub.join() for _ in range(3)], hub.join()
+        for index, host in enumerate(hosts):
+            own = advert(peer=host.peer, name=f"host-{index}")
+            if index == 0:
+                own = replace(own, models=(replace(own.models[0], digest="cd" * 32),))
+            await serve_envelope(host, seal_advert(own, host.identity))
+        versions = await discover(requester, "tiny", book=SequenceBook(), now=lambda: NOW)
+        assert [(offers.digest[:2], len(offers.candidates)) for offers in versions] == [("ab", 2), ("cd", 1)]
+
+
+def test_control_characters_never_reach_a_terminal() -> None:
+    identity = Identity.generate()
+    with pytest.raises(ProtocolViolation, match="control"):
+        open_advert(seal_advert(advert(peer=identity.peer, name="\x1b[2Jmallory"), identity))
+
+
+def test_numbers_that_are_none_are_refused() -> None:
+    identity = Identity.generate()
+    good = advert(peer=identity.peer)
+    bad = replace(good, devices=(replace(good.devices[0], bandwidth_bytes_s=float("nan")),))
+    with pytest.raises(ProtocolViolation, match="bandwidth"):
+        open_advert(seal_advert(bad, identity))
+
+
+@given(st.binary(max_size=400))
+def test_garbage_is_a_violation_and_nothing_else(data: bytes) -> None:
+    with pytest.raises(ProtocolViolation):
+        open_advert(data)
+
+
+@given(
+    issued=st.floats(0, 3000), lifetime=st.floats(0, 900), sequence=st.integers(0, 9), last=st.integers(0, 9)
+)
+def test_what_is_believed_is_current_and_new(
+    issued: float, lifetime: float, sequence: int, last: int
+) -> None:
+    shown: HostAdvert = advert(sequence=sequence, issued_at=issued, expires_at=issued + lifetime)
+    if fault(shown, signer="peer", peer="peer", now=NOW, last_sequence=last) is None:
+        assert shown.expires_at >= NOW - 60
+        assert shown.issued_at <= NOW + 60
+        assert sequence >= last
