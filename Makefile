@@ -1,0 +1,46 @@
+# One command for each habit. `make demo` on a fresh machine sets everything up first.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+BENCH  ?= main
+
+.PHONY: setup demo test unit lint format proto bench clean
+
+setup:
+	setup/system.sh
+	PYTHON=$(PYTHON) VENV=$(VENV) setup/python.sh
+
+demo: setup
+	$(BIN)/edgellm demo
+
+# Everything: units, real libp2p and engines, hosts in network namespaces (these need root). Under 25 minutes on 2 cores.
+test: setup
+	$(BIN)/python -m pytest tests
+
+# No engine, no root, under a minute.
+unit: setup
+	$(BIN)/python -m pytest tests/unit
+
+lint: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy edgellm backends/vllm/edgellm_vllm
+
+format: setup
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+# Writes edgellm/wire from proto/; the result is committed, so that installing needs no compiler.
+proto: setup
+	$(BIN)/python -m grpc_tools.protoc -I edgellm/wire=proto --python_out=. --pyi_out=. \
+		$(patsubst proto/%,edgellm/wire/%,$(wildcard proto/*.proto))
+	$(BIN)/python -m grpc_tools.protoc -I edgellm/wire=proto --grpc_python_out=. \
+		edgellm/wire/backend.proto edgellm/wire/session.proto
+
+# Both sides in one run; writes benchmarks/out/$(BENCH).json. Needs root.
+bench: setup
+	$(BIN)/python -m benchmarks.$(BENCH)
+
+clean:
+	rm -rf $(VENV) build *.egg-info backends/*/*.egg-info benchmarks/out
+	find . -name __pycache__ -prune -exec rm -rf {} +
