@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import errno
 import ipaddress
+import math
 import socket
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable, Sequence
 
 import psutil
 from multiaddr import Multiaddr
 
 from edgellm.errors import UsageError
+
+_MACHINE_LOOKUP_INTERVAL_S = 10.0
 
 
 def split_peer(multiaddr: str) -> tuple[str, str]:
@@ -60,6 +64,27 @@ def check_listen(multiaddrs: Iterable[str]) -> tuple[Multiaddr, ...]:
                 raise _cannot_listen(multiaddr, port, error) from error
         parsed.append(address)
     return tuple(parsed)
+
+
+class Advertisement:
+    """What this node tells others about where it is, at any time: libp2p asks before every message it signs."""
+
+    def __init__(self, announce: Iterable[str] = ()) -> None:
+        self.relayed: Callable[[], list[Multiaddr]] = list
+        self._announce = [Multiaddr(address) for address in announce]
+        self._looked_up: tuple[float, tuple[str, ...], list[Multiaddr]] = (-math.inf, (), [])
+
+    def __call__(self, listening: Sequence[Multiaddr]) -> list[Multiaddr]:
+        """The announced addresses if there are any, else the machine's; and those through relays."""
+        return (self._announce or self._machine(listening)) + self.relayed()
+
+    def _machine(self, listening: Sequence[Multiaddr]) -> list[Multiaddr]:
+        looked_up_at, asked, found = self._looked_up
+        now, asking = time.monotonic(), tuple(map(str, listening))
+        if asking != asked or now > looked_up_at + _MACHINE_LOOKUP_INTERVAL_S:
+            found = advertised(listening)
+            self._looked_up = (now, asking, found)
+        return found
 
 
 def advertised(listening: Iterable[Multiaddr]) -> list[Multiaddr]:

@@ -26,13 +26,14 @@ from multiaddr import Multiaddr
 
 from edgellm.errors import DiscoveryError, NetworkError, UsageError
 from edgellm.p2p import muxer, tcp
-from edgellm.p2p.addresses import advertised, check_listen, split_peer
+from edgellm.p2p.addresses import Advertisement, advertised, check_listen, split_peer
 from edgellm.p2p.dht import ProviderDirectory
 from edgellm.p2p.dialer import Dialer
 from edgellm.p2p.handlers import run_handler
 from edgellm.p2p.identity import Identity
 from edgellm.p2p.network import PeerAddress, StreamHandler
 from edgellm.p2p.quiet import quiet_libp2p
+from edgellm.p2p.relay import Relay
 from edgellm.p2p.shutdown import bounded, close_connections, unwrapped
 from edgellm.p2p.streams import LibP2PStream
 from edgellm.p2p.watchdog import watch
@@ -50,7 +51,8 @@ class NodeConfig:
 
     `listen`: TCP multiaddrs; port 0 takes a free one. `announce`: what to tell others instead of the machine's own
     addresses (a forwarded port). `bootstrap`: full addresses of peers, of which at least one must answer.
-    `dht_server`: keep records for others (hosts) or only ask (requesters).
+    `dht_server`: keep records for others (hosts) or only ask (requesters). `relays`: full addresses of peers to be
+    reached through, for a machine that others cannot connect to. `serve_relay`: be such a relay.
     """
 
     identity: Identity
@@ -59,6 +61,8 @@ class NodeConfig:
     bootstrap: tuple[str, ...] = ()
     dht_server: bool = True
     bootstrap_timeout_s: float = 10.0
+    relays: tuple[str, ...] = ()
+    serve_relay: bool = False
 
 
 class LibP2PNetwork:
@@ -169,13 +173,17 @@ async def open_node(config: NodeConfig) -> AsyncIterator[LibP2PNetwork]:
     NetworkError out of the body when the node stops serving.
     """
     quiet_libp2p()
-    for multiaddr in config.bootstrap:
+    for multiaddr in (*config.bootstrap, *config.relays):
         split_peer(multiaddr)
     listen = check_listen(config.listen)
-    host = _make_host(config, listen)
+    advertisement = Advertisement(config.announce)
+    host = _make_host(config, listen, advertisement)
     swarm = host.get_network()
+    dialer = Dialer(host)
+    relay = Relay(host, dialer, through=config.relays, serve=config.serve_relay)
+    advertisement.relayed = relay.addresses
     directory = ProviderDirectory(host, server=config.dht_server)
-    network = LibP2PNetwork(config, host, Dialer(host), directory)
+    network = LibP2PNetwork(config, host, dialer, directory)
 
     def tasks_alive() -> bool:
         return bool(swarm.manager.is_running) and directory.running
@@ -185,7 +193,9 @@ async def open_node(config: NodeConfig) -> AsyncIterator[LibP2PNetwork]:
             try:
                 if len(swarm.listeners) < len(listen):
                     raise UsageError(f"cannot listen on {', '.join(config.listen)}")
+                await relay.reserve()
                 await network.join()
+                nursery.start_soon(relay.stay_reserved)
                 nursery.start_soon(network.stay_joined)
                 nursery.start_soon(watch, tasks_alive, lambda: _reachable_listeners(host))
                 yield network
@@ -195,7 +205,7 @@ async def open_node(config: NodeConfig) -> AsyncIterator[LibP2PNetwork]:
             nursery.cancel_scope.cancel()
 
 
-def _make_host(config: NodeConfig, listen: tuple[Multiaddr, ...]) -> Any:
+def _make_host(config: NodeConfig, listen: tuple[Multiaddr, ...], advertisement: Advertisement) -> Any:
     keys = create_new_key_pair(config.identity.seed)
     noise_keys = create_new_noise_key_pair()
     swarm = libp2p.new_swarm(
@@ -217,12 +227,12 @@ def _make_host(config: NodeConfig, listen: tuple[Multiaddr, ...]) -> Any:
     swarm.set_resource_manager(None)
     # It dials half of `high_watermark` of all peers ever heard of, for ever.
     swarm.auto_connector.start = _do_nothing
-    announce = [Multiaddr(address) for address in config.announce]
-    host = BasicHost(
-        network=swarm,
-        addrs_factory=lambda listening: announce or advertised(listening),
-        disable_identify_address_discovery=True,
-    )
+    host = BasicHost(network=swarm, disable_identify_address_discovery=True)
+    # Its own way to the advertised addresses cuts an address through a relay at the relay.
+    host.get_addrs = lambda: [
+        Multiaddr(f"{address}/p2p/{config.identity.peer}")
+        for address in advertisement(host.get_transport_addrs())
+    ]
     swarm.set_stream_handler(_guard(host._swarm_stream_handler))
     return host
 

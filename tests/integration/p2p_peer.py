@@ -64,10 +64,17 @@ async def main() -> None:
     parser.add_argument("--provide", nargs="*", default=[])
     parser.add_argument("--seed", default="")
     parser.add_argument("--port", default="0")
+    parser.add_argument("--serve-relay", action="store_true")
+    parser.add_argument("--relays", nargs="*", default=[])
     options = parser.parse_args()
     identity = Identity.from_seed(bytes.fromhex(options.seed)) if options.seed else Identity.generate()
     config = NodeConfig(
-        identity, listen=(f"/ip4/127.0.0.1/tcp/{options.port}",), bootstrap=tuple(options.bootstrap)
+        identity,
+        # Who is reached through a relay listens nowhere.
+        listen=() if options.relays else (f"/ip4/127.0.0.1/tcp/{options.port}",),
+        bootstrap=tuple(options.bootstrap),
+        relays=tuple(options.relays),
+        serve_relay=options.serve_relay,
     )
     async with open_node(config) as network:
         for name, handler in HANDLERS.items():
