@@ -1,0 +1,226 @@
+"""The carrier of one cell: `python -m edgellm.overlay.carrier`, its settings as one JSON document on stdin.
+
+It joins the cell's connections with the other members' carriers, over sealed links where their endpoints can
+be dialled and over libp2p streams (through the node) where not. On stdout it reports, one JSON object a line:
+
+    {"event": "ready"}
+    {"event": "stats", "members": {ADDRESS: {"tls" | "stream": {"sent_bytes", "received_bytes", "connections"}}}}
+
+It ends with the node: by its death signal, and when the node closes its channel.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import resource
+import socket
+import sys
+from dataclasses import asdict, dataclass, field
+
+import msgspec
+import trio
+
+from edgellm.cells.fences import die_with_parent
+from edgellm.overlay import handover
+from edgellm.overlay.cell_side import CellSide
+from edgellm.overlay.framed import FramedConnection
+from edgellm.overlay.handover import BadMessage, Kind, Message
+from edgellm.overlay.identity import MemberIdentity
+from edgellm.overlay.links import Dialler, LinkMember, Refused, Unreachable, accept_link, server_context
+from edgellm.overlay.pump import Traffic, pump
+from edgellm.overlay.sockets import close_socket
+
+MAX_CONNECTIONS = 2048
+_MAX_OPENING = 64
+_REPORT_S = 1.0
+_PAUSE_S = 0.1
+
+
+class MemberSettings(msgspec.Struct, frozen=True):
+    """Another member of the cluster."""
+
+    address: str
+    certificate_der: bytes
+    endpoints: tuple[tuple[str, int], ...]
+
+
+class CarrierSettings(msgspec.Struct, frozen=True):
+    """What the node tells its carrier; the `*_fd` are inherited sockets."""
+
+    certificate_der: bytes
+    private_key_pem: bytes
+    members: tuple[MemberSettings, ...]
+    listener_fd: int
+    cell_fd: int
+    node_fd: int
+
+
+@dataclass
+class _Member:
+    link: LinkMember
+    by_way: dict[str, Traffic] = field(default_factory=lambda: {"tls": Traffic(), "stream": Traffic()})
+
+
+class Carrier:
+    """Run it with `run`; it ends when the node's channel does."""
+
+    def __init__(self, settings: CarrierSettings) -> None:
+        self._identity = MemberIdentity(settings.certificate_der, settings.private_key_pem)
+        self._members = {
+            member.address: _Member(LinkMember(member.address, member.certificate_der, member.endpoints))
+            for member in settings.members
+        }
+        self._listener = socket.socket(fileno=settings.listener_fd)
+        self._cell = CellSide(socket.socket(fileno=settings.cell_fd))
+        self._node = socket.socket(fileno=settings.node_fd)
+        self._connections = trio.CapacityLimiter(MAX_CONNECTIONS)
+
+    async def run(self) -> None:
+        """Serve until the node closes its channel."""
+        self._listener.setblocking(False)
+        self._node.setblocking(False)
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            self._dialler = Dialler(self._identity, nursery)
+            nursery.start_soon(self._cell.serve, self._outbound)
+            nursery.start_soon(self._accept_links)
+            nursery.start_soon(self._report)
+            await self._serve_node()
+            nursery.cancel_scope.cancel()
+
+    async def _outbound(self, cell: socket.socket, address: str, port: int) -> None:
+        """A connection that the cell makes."""
+        member = self._members.get(address)
+        if member is None or self._connections.available_tokens < 1:
+            close_socket(cell, reset=True)
+        else:
+            self._nursery.start_soon(self._carry_out, cell, member, port)
+
+    async def _carry_out(self, cell: socket.socket, member: _Member, port: int) -> None:
+        async with self._connections:
+            try:
+                link = await self._dialler.open(member.link, port)
+            except Refused:
+                close_socket(cell, reset=True)
+            except Unreachable:
+                await self._carry_out_by_stream(cell, member, port)
+            else:
+                traffic = member.by_way["tls"]
+                traffic.connections += 1
+                await pump(cell, link.tcp, link.keys, traffic)
+
+    async def _carry_out_by_stream(self, cell: socket.socket, member: _Member, port: int) -> None:
+        ours, nodes = socket.socketpair()
+        connection = FramedConnection(ours)
+        with nodes:
+            await self._tell_node(Message(Kind.OUTBOUND, port, member.link.address), nodes)
+        if await connection.wait_opened():
+            traffic = member.by_way["stream"]
+            traffic.connections += 1
+            await connection.pump(cell, traffic)
+        else:
+            connection.close()
+            close_socket(cell, reset=True)
+
+    async def _accept_links(self) -> None:
+        by_certificate = {member.link.certificate_der: member.link for member in self._members.values()}
+        context = server_context(self._identity, list(by_certificate.values()))
+        opening = trio.CapacityLimiter(_MAX_OPENING)
+
+        async def accept(tcp: socket.socket) -> None:
+            async with self._connections:
+                accepted = await accept_link(tcp, context, by_certificate, self._cell.connect, opening)
+                if accepted is None:
+                    return
+                member, link, cell = accepted
+                traffic = self._members[member.address].by_way["tls"]
+                traffic.connections += 1
+                await pump(cell, link.tcp, link.keys, traffic)
+
+        while True:
+            await trio.lowlevel.wait_readable(self._listener)
+            try:
+                tcp, _ = self._listener.accept()
+            except OSError:
+                await trio.sleep(_PAUSE_S)
+                continue
+            if self._connections.available_tokens < 1:
+                close_socket(tcp, reset=True)
+            else:
+                self._nursery.start_soon(accept, tcp)
+
+    async def _serve_node(self) -> None:
+        while True:
+            try:
+                received = handover.receive(self._node)
+            except BlockingIOError:
+                await trio.lowlevel.wait_readable(self._node)
+                continue
+            except (OSError, BadMessage):
+                return
+            if received is None:
+                return
+            message, stream = received
+            if stream is not None:
+                self._nursery.start_soon(self._carry_in, FramedConnection(stream), message)
+
+    async def _carry_in(self, connection: FramedConnection, message: Message) -> None:
+        """A libp2p stream from another member."""
+        member = self._members.get(message.address)
+        cell = None
+        try:
+            async with self._connections:
+                cell = await self._cell.connect(message.port) if member is not None else None
+                await connection.answer(cell is not None)
+                if cell is not None and member is not None:
+                    traffic = member.by_way["stream"]
+                    traffic.connections += 1
+                    await connection.pump(cell, traffic)
+        except OSError:
+            if cell is not None:
+                close_socket(cell, reset=True)
+        finally:
+            connection.close()
+
+    async def _tell_node(self, message: Message, passed: socket.socket) -> None:
+        while True:
+            try:
+                handover.send(self._node, message, passed, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+                return
+            except BlockingIOError:
+                await trio.lowlevel.wait_writable(self._node)
+
+    async def _report(self) -> None:
+        _print({"event": "ready"})
+        reported = None
+        while True:
+            for member in self._members.values():
+                self._dialler.close_idle(member.link)
+            stats = {
+                address: {way: asdict(traffic) for way, traffic in member.by_way.items()}
+                for address, member in self._members.items()
+            }
+            if stats != reported:
+                _print({"event": "stats", "members": stats})
+                reported = stats
+            await trio.sleep(_REPORT_S)
+
+
+def main() -> None:
+    """Read the settings, run, end with the node."""
+    die_with_parent()
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    settings = msgspec.json.decode(sys.stdin.buffer.read(), type=CarrierSettings)
+    with contextlib.suppress(KeyboardInterrupt):
+        trio.run(Carrier(settings).run)
+
+
+def _print(event: dict[str, object]) -> None:
+    sys.stdout.write(json.dumps(event) + "\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()
