@@ -102,7 +102,7 @@ class Cell:
                 # Kept open: bwrap reports the exit status there in the end, and would die of SIGPIPE.
                 status = trio.lowlevel.FdStream(status_fd)
                 said = await status.receive_some(4096)
-                with contextlib.suppress(ValueError, KeyError, ProcessLookupError):
+                with contextlib.suppress(ValueError, LookupError, ProcessLookupError):
                     first_process = os.pidfd_open(json.loads(said.splitlines()[0])["child-pid"])
             for pidfd in (os.pidfd_open(self._process.pid), first_process):
                 if pidfd is not None:

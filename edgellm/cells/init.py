@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -51,8 +52,10 @@ def main() -> int:
             # After the user namespace: a change of credentials clears the death signal.
             fences.die_with_parent(signal.SIGTERM)
             fences.adopt_orphans()
-        _report(event="cell_ready")
         step = "engine"
+        if shutil.which(options.engine[0]) is None:
+            raise FileNotFoundError(f"there is no program {options.engine[0]}")
+        _report(event="cell_ready")
         engine = subprocess.Popen(
             options.engine, stdin=subprocess.DEVNULL, close_fds=False, preexec_fn=fences.die_with_parent
         )
