@@ -35,10 +35,11 @@ PROTOCOL = TProtocol("/edgellm/kad/1.0.0")
 PROVIDER_TTL_S = 1200
 PROVIDERS_PER_KEY = 200
 REPROVIDE_INTERVAL_S = 400.0  # two announcements may get lost before a record expires
-REFRESH_INTERVAL_S = 600.0
+EXPIRY_INTERVAL_S = 60.0
 QUERY_TIMEOUT_S = 4.0
 STRAGGLERS_S = 1.5  # how long a lookup that has found someone waits for slower answers
 MAX_PROVIDERS = 1000
+ASKED_AT_ONCE = 20  # k, the number of peers that hold a record
 _ANNOUNCEMENTS_PER_10_S = 100
 _INBOUND_STREAMS = 64
 _IDENTIFY_S = 5.0
@@ -76,7 +77,7 @@ class ProviderDirectory:
         async with background_trio_service(self._dht), trio.open_nursery() as nursery:
             self._nursery = nursery
             nursery.start_soon(self._announce_again)
-            nursery.start_soon(self._refresh_again)
+            nursery.start_soon(self._forget_expired)
             yield
             nursery.cancel_scope.cancel()
 
@@ -86,10 +87,11 @@ class ProviderDirectory:
         return bool(self._dht.manager.is_running)
 
     async def join(self, peers: Iterable[ID]) -> None:
-        """Takes connected peers into the routing table, and finds this node's neighbours through them."""
+        """Takes connected peers into the routing table; this node's neighbours are found in the background."""
         for peer in peers:
             await self._dht.routing_table.add_peer(peer)
-        await self._dht.peer_routing.refresh_routing_table()
+        if self._nursery is not None:
+            self._nursery.start_soon(self._dht.peer_routing.refresh_routing_table)
 
     async def provide(self, key: str) -> None:
         """Announces `key` now, and again while it is not withdrawn."""
@@ -106,8 +108,8 @@ class ProviderDirectory:
         """Who announced `key` within the last 20 min, each once, as the network says now."""
         raw_key = _key_bytes(key)
         found: dict[str, PeerAddress] = {}
+        asked = {self._host.get_id()}
         self._collect(found, self._dht.provider_store.get_providers(raw_key))
-        closest = await self._dht.peer_routing.find_closest_peers_network(raw_key)
         async with trio.open_nursery() as nursery:
 
             async def ask(peer: ID) -> None:
@@ -120,9 +122,15 @@ class ProviderDirectory:
                         latest = trio.current_time() + STRAGGLERS_S
                         nursery.cancel_scope.deadline = min(nursery.cancel_scope.deadline, latest)
 
-            for peer in closest:
-                if peer != self._host.get_id():
-                    nursery.start_soon(ask, peer)
+            def ask_all(peers: Iterable[ID]) -> None:
+                for peer in peers:
+                    if peer not in asked:
+                        asked.add(peer)
+                        nursery.start_soon(ask, peer)
+
+            # Those known already answer while the search for closer ones runs, which one dead peer can slow down.
+            ask_all(self._dht.routing_table.find_local_closest_peers(raw_key, ASKED_AT_ONCE))
+            ask_all(await self._dht.peer_routing.find_closest_peers_network(raw_key))
         return tuple(found.values())
 
     def _collect(self, found: dict[str, PeerAddress], infos: Iterable[Any]) -> None:
@@ -147,9 +155,9 @@ class ProviderDirectory:
             for key in tuple(self._keys):
                 await self._announce(key)
 
-    async def _refresh_again(self) -> None:
+    async def _forget_expired(self) -> None:
         while True:
-            await trio.sleep(REFRESH_INTERVAL_S)
+            await trio.sleep(EXPIRY_INTERVAL_S)
             self._dht.provider_store.cleanup_expired()
 
     async def _admit(self, peer: ID, *, skip_server_mode_check: bool = False) -> bool:

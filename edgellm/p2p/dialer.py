@@ -6,6 +6,7 @@ minute after a failure. The DHT and identify dial through here as well.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any, TypeAlias
 from weakref import WeakValueDictionary
@@ -20,6 +21,9 @@ from edgellm.errors import NetworkError
 STAGGER_S = 0.1  # head start of an address over the next one
 MAX_ADDRESSES = 16  # others tell us addresses: a lying one must not make us dial the world
 LOOKUP_TIMEOUT_S = 4.0  # for dials that the DHT asks for
+UNREACHABLE_S = 30.0  # for which the DHT does not try a peer again; `connect` always does
+KNOWN_S = 7200  # how long an address that worked is remembered, as libp2p does with signed ones
+_MAX_UNREACHABLE = 1000
 
 CircuitDial: TypeAlias = Callable[[Multiaddr, ID], Awaitable[Any]]
 
@@ -31,6 +35,7 @@ class Dialer:
         self._swarm = host.get_network()
         self._host = host
         self._locks: WeakValueDictionary[ID, trio.Lock] = WeakValueDictionary()
+        self._unreachable_until: dict[ID, float] = {}
         self.dial_circuit: CircuitDial | None = None
         self._swarm.dial_peer = self._dial_for_libp2p
 
@@ -56,7 +61,15 @@ class Dialer:
         await self._connect(peer_id, given, timeout_s)
 
     async def _dial_for_libp2p(self, peer_id: ID) -> list[Any]:
-        await self._connect(peer_id, (), LOOKUP_TIMEOUT_S)
+        if trio.current_time() < self._unreachable_until.get(peer_id, -math.inf):
+            raise NetworkError(f"peer {peer_id} could not be reached a moment ago")
+        try:
+            await self._connect(peer_id, (), LOOKUP_TIMEOUT_S)
+        except NetworkError:
+            if len(self._unreachable_until) >= _MAX_UNREACHABLE:
+                self._unreachable_until.clear()
+            self._unreachable_until[peer_id] = trio.current_time() + UNREACHABLE_S
+            raise
         return self.connections(peer_id)
 
     async def _connect(self, peer_id: ID, given: Sequence[Multiaddr], timeout_s: float) -> None:
@@ -91,6 +104,7 @@ class Dialer:
                     failures[str(address)] = _root_cause(error)
                     over.set()
                 else:
+                    self._host.get_peerstore().add_addrs(peer_id, [address], KNOWN_S)
                     nursery.cancel_scope.cancel()
 
             for address in candidates:

@@ -161,6 +161,18 @@ async def test_providers_are_found_once_each_by_servers_and_clients():
         await client.open_stream(address.peer, ECHO, addresses=address.addresses)
 
 
+async def test_frozen_peers_do_not_hold_up_a_lookup_for_long(spawn):
+    bootstrap = spawn("--provide", "model")
+    others = [spawn("--bootstrap", bootstrap.address, "--provide", "model") for _ in range(3)]
+    for other in others:
+        other.process.send_signal(signal.SIGSTOP)
+    started = trio.current_time()
+    async with open_node(config(bootstrap.address, server=False)) as network:
+        found = await network.find_providers("model")
+        assert {provider.peer for provider in found} == {peer.peer for peer in (bootstrap, *others)}
+    assert trio.current_time() - started < 5
+
+
 async def test_a_burst_of_announcements_arrives_whole():
     """py-libp2p's receivers drop the eleventh within 10 s and the sender is not told."""
     async with open_node(config()) as a, open_node(config(a.addresses[0])) as b:
@@ -532,6 +544,18 @@ async def test_the_machines_addresses_are_advertised_and_loopback_is_not():
     announced = NodeConfig(Identity.generate(), announce=("/ip4/198.51.100.7/tcp/4001",))
     async with open_node(announced) as network:
         assert network.addresses == (f"/ip4/198.51.100.7/tcp/4001/p2p/{network.peer}",)
+
+
+async def test_an_idle_node_costs_next_to_nothing(spawn):
+    bootstrap = spawn()
+    for _ in range(3):
+        spawn("--bootstrap", bootstrap.address)
+    await trio.sleep(2)
+    process = psutil.Process(bootstrap.process.pid)
+    before = sum(process.cpu_times()[:2])
+    await trio.sleep(10)
+    assert (sum(process.cpu_times()[:2]) - before) / 10 <= 0.01
+    assert process.memory_info().rss <= 150e6
 
 
 async def test_a_node_writes_nothing_to_stdout_or_stderr(spawn):
