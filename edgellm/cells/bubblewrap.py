@@ -41,6 +41,8 @@ def bwrap_arguments(
     for path, _ in view.files:
         words += ["--perms", "0444", "--ro-bind-data", file_fds[path], path]
     words += ["--proc", "/proc", "--dev", "/dev"]
+    # A node that runs as root is root to the kernel's sysctls inside as well, and bwrap leaves those writable.
+    words += ["--ro-bind", "/proc/sys", "/proc/sys"]
     words += ["--perms", "1777", "--size", spec.shm_bytes, "--tmpfs", "/dev/shm"]
     words += ["--perms", "1777", "--size", spec.tmp_bytes, "--tmpfs", "/tmp"]
     devices = (TUN_DEVICE, *spec.devices) if spec.fabric == "overlay" else spec.devices

@@ -203,6 +203,7 @@ async def test_has_no_privilege_and_gets_none(tmp_path: Path, fabric: str) -> No
                 unshare_net=errno(libc.unshare(NEWNET)),
                 bwrap=run("bwrap", "--ro-bind", "/", "/", "true"),
                 mount=errno(libc.mount(b"none", b"/tmp", b"tmpfs", 0, None)),
+                sysctl=attempt(lambda: Path("/proc/sys/kernel/core_pattern").write_text("core")),
                 keyctl=errno(libc.syscall(250, 0, -3, 1)),
                 io_uring=errno(libc.syscall(425, 8, 0)),
                 threads=[thread.start() or thread.join() for thread in [threading.Thread(target=int)]],
@@ -220,6 +221,7 @@ async def test_has_no_privilege_and_gets_none(tmp_path: Path, fabric: str) -> No
     assert seen["unshare_user"] == 1
     assert seen["unshare_net"] == 1
     assert seen["mount"] == 1
+    assert seen["sysctl"] in ("OSError", "PermissionError")
     assert seen["keyctl"] == 1
     assert seen["io_uring"] == 38
 
