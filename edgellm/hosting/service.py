@@ -190,7 +190,7 @@ async def hold_model(model: str, paths: Paths, on_step: Callable[[str], None]) -
     """The model's files, hashed. Raises ModelError."""
     on_step(f"reading {model}")
     resolved = await trio.to_thread.run_sync(resolve, model)
-    manifest = await trio.to_thread.run_sync(build_manifest, resolved.directory, paths.cache)
+    manifest = await trio.to_thread.run_sync(build_manifest, resolved.directory, paths.cache / "hashes.json")
     offer = ModelOffer(
         name=resolved.name,
         digest=digest(manifest),

@@ -1,0 +1,48 @@
+"""A full disk as one clear line, and files that appear whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from edgellm.errors import ModelError
+
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+
+
+@contextmanager
+def disk_errors(doing: str, directory: Path) -> Iterator[None]:
+    """Turns an OSError of the body into a ModelError: `doing` (e.g. "storing the tokenizer") failed in `directory`, why."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _FULL:
+            raise disk_full(doing, directory) from error
+        raise ModelError(
+            f"{doing} failed: {error.strerror or error} ({error.filename or directory})",
+            remedy=f"check that {directory} is there and yours to write",
+        ) from error
+
+
+def disk_full(doing: str, directory: Path, detail: str = "") -> ModelError:
+    return ModelError(
+        f"{doing} failed: the disk that holds {directory} is full{detail}",
+        remedy="free some space there, or choose another place (EDGELLM_HOME, HF_HOME)",
+    )
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Writes `path` so that readers see the old content or the new, never half. Raises OSError."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise

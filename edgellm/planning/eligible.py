@@ -1,0 +1,101 @@
+"""Which candidates may serve a request at all, and who they are to a user."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import groupby
+
+from edgellm.errors import PlanError
+from edgellm.types.advert import Engine
+from edgellm.types.plan import Candidate, PlanRequest
+
+_NAMED = 6
+"""Hosts that a message names before it counts the rest."""
+
+
+def eligible(request: PlanRequest, candidates: Sequence[Candidate]) -> list[Candidate]:
+    """The candidates that are among the asked peers, hold the asked files and offer the fabric, by peer id.
+
+    Raises PlanError when none is left, naming the first thing that none of them satisfies.
+    """
+    if not candidates:
+        raise PlanError(
+            f"no host offers {request.model}",
+            remedy=f"start one with: edgellm host --model {request.model}; edgellm models lists what is on offer",
+        )
+    chosen = _among(request.peers, sorted(candidates, key=lambda c: c.peer))
+    same_files = [candidate for candidate in chosen if candidate.digest == request.digest]
+    if not same_files:
+        others = ", ".join(f"{who(c)}: {short(c.digest)}" for c in chosen[:_NAMED])
+        raise PlanError(
+            f"no host holds {request.model} with digest {short(request.digest)} ({others}{_rest(chosen)})",
+            remedy="hosts and requester must use the same files: download the same revision again, on one side or the other",
+        )
+    on_fabric = [candidate for candidate in same_files if request.fabric in candidate.fabrics]
+    if not on_fabric:
+        offered = (
+            ", ".join(sorted({fabric for candidate in same_files for fabric in candidate.fabrics})) or "none"
+        )
+        raise PlanError(
+            f"no host of {request.model} offers the {request.fabric} network; offered: {offered}",
+            remedy="choose an offered one with --network",
+        )
+    with_devices = [candidate for candidate in on_fabric if candidate.devices]
+    if not with_devices:
+        raise PlanError(
+            f"every device of the hosts of {request.model} is lent ({names(on_fabric)})",
+            remedy="try again later, or add a host",
+        )
+    return with_devices
+
+
+def by_engine(candidates: Sequence[Candidate]) -> list[tuple[Engine, list[Candidate]]]:
+    """The candidates in groups of equal engines: only those of one group may form a cluster."""
+
+    def key(candidate: Candidate) -> tuple[str, str, tuple[tuple[str, str], ...]]:
+        return (candidate.engine.backend, candidate.engine.device_kind, candidate.engine.versions)
+
+    groups = (list(group) for _, group in groupby(sorted(candidates, key=key), key=key))
+    return [(group[0].engine, group) for group in groups]
+
+
+def short(digest: str) -> str:
+    """Enough of a digest to tell two apart."""
+    return digest[:12]
+
+
+def who(candidate: Candidate) -> str:
+    """A host for a message: its name and as much of its peer id as --peers needs."""
+    peer = candidate.peer if len(candidate.peer) <= 16 else f"{candidate.peer[:16]}…"
+    return f"{candidate.name} ({peer})" if candidate.name else peer
+
+
+def names(candidates: Sequence[Candidate]) -> str:
+    """All of them, or the first few and a count."""
+    return ", ".join(who(candidate) for candidate in candidates[:_NAMED]) + _rest(candidates)
+
+
+def _rest(candidates: Sequence[Candidate]) -> str:
+    return f" and {len(candidates) - _NAMED} more" if len(candidates) > _NAMED else ""
+
+
+def _among(asked: Iterable[str], candidates: list[Candidate]) -> list[Candidate]:
+    peers = {_the_one(name, candidates).peer for name in asked}
+    return [candidate for candidate in candidates if not peers or candidate.peer in peers]
+
+
+def _the_one(asked: str, candidates: list[Candidate]) -> Candidate:
+    exact = [candidate for candidate in candidates if candidate.peer == asked]
+    named = exact or [candidate for candidate in candidates if candidate.name == asked]
+    matches = named or [candidate for candidate in candidates if asked and candidate.peer.startswith(asked)]
+    if not matches:
+        raise PlanError(
+            f"no host of the model is called {asked!r} (there are {names(candidates)})",
+            remedy="give --peers names or peer ids as edgellm peers shows them",
+        )
+    if len(matches) > 1:
+        raise PlanError(
+            f"--peers {asked!r} means {len(matches)} hosts: {names(matches)}",
+            remedy="give more of the peer id",
+        )
+    return matches[0]

@@ -1,0 +1,114 @@
+"""From a request and the hosts that could serve it to the best plan."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from edgellm.planning.eligible import by_engine, eligible
+from edgellm.planning.fit import Footprint
+from edgellm.planning.layers import lacking_bytes, pipeline_order, split_layers
+from edgellm.planning.predict import decode_read_bytes, fixed_step_s, predict
+from edgellm.planning.refusal import check_counts, check_request, no_fit
+from edgellm.planning.seats import Seat
+from edgellm.planning.shapes import shapes
+from edgellm.types.advert import Engine
+from edgellm.types.plan import Candidate, PlanRequest, Stage, StagePlan
+
+
+@dataclass(frozen=True, slots=True)
+class _Arrangement:
+    """Hosts in pipeline order in which the layers are known to fit."""
+
+    need: Footprint
+    seats: tuple[Seat, ...]
+
+    @property
+    def least_token_s(self) -> float:
+        """No split of the layers decodes a token faster: as if the fastest seat held everything."""
+        read_bytes = decode_read_bytes(self.need, 0, self.need.shape.layers)
+        fastest = max(seat.bandwidth_bytes_s for seat in self.seats)
+        return read_bytes / fastest + sum(fixed_step_s(seat) for seat in self.seats)
+
+
+def make_plan(request: PlanRequest, candidates: Sequence[Candidate]) -> StagePlan:
+    """The plan with the most predicted decode tok/s; of equals the one with fewer hosts, then with lower peer ids.
+
+    All stages share one engine and one tensor-parallel degree; a host serves one stage, with exactly that many of its
+    devices. What the request fixes (`tensor_parallel`, `pipeline_parallel`, `peers`) is kept. The order of
+    `candidates` does not matter. Raises PlanError, which says what is missing, when there is no plan.
+    """
+    check_request(request)
+    groups = by_engine(eligible(request, candidates))
+    check_counts(request, groups)
+    plans = [plan for engine, group in groups if (plan := _best(request, engine, group)) is not None]
+    if not plans:
+        raise no_fit(request, groups)
+    return min(plans, key=_preference)
+
+
+def _best(request: PlanRequest, engine: Engine, hosts: Sequence[Candidate]) -> StagePlan | None:
+    best: StagePlan | None = None
+    for arrangement in sorted(_arrangements(request, engine, hosts), key=lambda a: a.least_token_s):
+        if best is not None and arrangement.least_token_s > 1 / best.prediction.decode_tok_s:
+            break
+        plan = _plan(request, engine, arrangement)
+        if plan is not None and (best is None or _preference(plan) < _preference(best)):
+            best = plan
+    return best
+
+
+def _preference(plan: StagePlan) -> tuple[float, int, int, tuple[str, ...]]:
+    peers = tuple(stage.peer for stage in plan.stages)
+    return (-plan.prediction.decode_tok_s, len(peers), plan.tensor_parallel, peers)
+
+
+def _arrangements(request: PlanRequest, engine: Engine, hosts: Sequence[Candidate]) -> Iterator[_Arrangement]:
+    for need, seats, stages in shapes(request, engine, hosts):
+        ordered = _choose(need, seats, stages)
+        if ordered is not None:
+            yield _Arrangement(need, ordered)
+
+
+def _choose(need: Footprint, seats: Sequence[Seat], stages: int) -> tuple[Seat, ...] | None:
+    """The fastest `stages` seats that hold the model, in pipeline order; None when not even the largest ones do.
+
+    Starts with the fastest and, as long as they are too small, exchanges the smallest for the fastest that is larger.
+    Memory grows at every step, so this ends, with the largest seats at the latest.
+    """
+    read_bytes = decode_read_bytes(need, 0, need.shape.layers)
+    fastest_first = sorted(
+        seats, key=lambda s: (read_bytes / stages / s.bandwidth_bytes_s + s.round_trip_s, s.peer)
+    )
+    largest = pipeline_order(need, sorted(fastest_first, key=lambda s: -s.memory_bytes)[:stages])
+    if lacking_bytes(need, largest):
+        return None
+    chosen, unused = fastest_first[:stages], fastest_first[stages:]
+    while lacking_bytes(need, ordered := pipeline_order(need, chosen)):
+        smallest = min(chosen, key=lambda s: s.memory_bytes)
+        larger = next((seat for seat in unused if seat.memory_bytes > smallest.memory_bytes), None)
+        if larger is None:
+            return largest
+        chosen.remove(smallest)
+        unused.remove(larger)
+        chosen.append(larger)
+    return ordered
+
+
+def _plan(request: PlanRequest, engine: Engine, arrangement: _Arrangement) -> StagePlan | None:
+    need, seats = arrangement.need, arrangement.seats
+    ranges = split_layers(need, seats)
+    if ranges is None:
+        return None
+    stages = tuple(
+        Stage(seat.peer, seat.name, first, end, need.stage_bytes(first, end), seat.devices)
+        for seat, (first, end) in zip(seats, ranges, strict=True)
+    )
+    return StagePlan(
+        request=request,
+        engine=engine,
+        tensor_parallel=need.tensor_parallel,
+        stages=stages,
+        kv_cache_bytes=need.kv_bytes(max(end - first for first, end in ranges)),
+        prediction=predict(need, seats, ranges),
+    )
