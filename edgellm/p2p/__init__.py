@@ -6,9 +6,11 @@
 * `framing`: protobuf messages over a `Stream`, with limits and deadlines
 * `varint`: the lengths of both
 * `node`: `open_node`, the real `Network` on py-libp2p (TCP, Noise, Yamux, Kademlia)
-* behind `node` only: `dialer` (reaching a peer), `dht` (provider records), `muxer` (Yamux, hardened), `streams`
-  and `handlers` (the border's streams, the guard around their handlers), `addresses` (what to listen on and
-  advertise), `watchdog` (has it stopped serving?), `shutdown` (a prompt end), `quiet` (libp2p's log)
+* behind `node` only, for finding and reaching peers: `dialer`, `dht` (provider records), `relay` (circuit v2),
+  `mdns` (the local network), `addresses` (what to listen on and advertise)
+* behind `node` only, for surviving them: `tcp` and `muxer` (hardened), `streams` and `handlers` (the border's
+  streams, the guard around their handlers), `watchdog` (has it stopped serving?), `shutdown` (a prompt end),
+  `quiet` (libp2p's log)
 
 Only `node` and some of what stands behind it import libp2p; the rest is cheap. Nothing here knows of models, adverts,
 plans or leases.

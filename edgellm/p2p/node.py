@@ -24,13 +24,14 @@ from libp2p.peer.id import ID
 from libp2p.security.noise import transport as noise
 from multiaddr import Multiaddr
 
-from edgellm.errors import DiscoveryError, NetworkError, UsageError
+from edgellm.errors import DiscoveryError, EdgeError, NetworkError, UsageError
 from edgellm.p2p import muxer, tcp
 from edgellm.p2p.addresses import Advertisement, advertised, check_listen, split_peer
 from edgellm.p2p.dht import ProviderDirectory
 from edgellm.p2p.dialer import Dialer
 from edgellm.p2p.handlers import run_handler
 from edgellm.p2p.identity import Identity
+from edgellm.p2p.mdns import on_local_network
 from edgellm.p2p.network import PeerAddress, StreamHandler
 from edgellm.p2p.quiet import quiet_libp2p
 from edgellm.p2p.relay import Relay
@@ -43,6 +44,7 @@ log = logging.getLogger(__name__)
 MAX_CONNECTIONS = 512
 MAX_INBOUND_STREAMS_PER_PEER = 1024
 REJOIN_INTERVAL_S = 30.0
+MAX_LOCAL_PEERS = 32
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,7 @@ class NodeConfig:
     addresses (a forwarded port). `bootstrap`: full addresses of peers, of which at least one must answer.
     `dht_server`: keep records for others (hosts) or only ask (requesters). `relays`: full addresses of peers to be
     reached through, for a machine that others cannot connect to. `serve_relay`: be such a relay.
+    `mdns`: announce this node on the local network and connect to others seen there.
     """
 
     identity: Identity
@@ -63,6 +66,7 @@ class NodeConfig:
     bootstrap_timeout_s: float = 10.0
     relays: tuple[str, ...] = ()
     serve_relay: bool = False
+    mdns: bool = False
 
 
 class LibP2PNetwork:
@@ -154,6 +158,19 @@ class LibP2PNetwork:
             )
         await self._directory.join(reached)
 
+    async def meet_local_peers(self) -> None:
+        """Connects to peers of the local network as they are seen, up to `MAX_LOCAL_PEERS`."""
+        async with on_local_network(self.peer, self.addresses) as seen:
+            async for multiaddr in seen:
+                if len(self.connected_peers()) >= MAX_LOCAL_PEERS:
+                    continue
+                try:
+                    peer = await self.connect(multiaddr)
+                except EdgeError as error:
+                    log.debug("a peer of the local network: %s", error)
+                else:
+                    await self._directory.join([ID.from_base58(peer)])
+
     async def stay_joined(self) -> None:
         """Joins again whenever this node has lost all of its connections."""
         while True:
@@ -195,6 +212,8 @@ async def open_node(config: NodeConfig) -> AsyncIterator[LibP2PNetwork]:
                     raise UsageError(f"cannot listen on {', '.join(config.listen)}")
                 await relay.reserve()
                 await network.join()
+                if config.mdns:
+                    nursery.start_soon(network.meet_local_peers)
                 nursery.start_soon(relay.stay_reserved)
                 nursery.start_soon(network.stay_joined)
                 nursery.start_soon(watch, tasks_alive, lambda: _reachable_listeners(host))
