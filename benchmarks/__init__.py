@@ -1,0 +1,1 @@
+"""Measurements behind the figures in the documentation; both sides of a comparison always run in one go."""

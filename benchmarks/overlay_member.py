@@ -1,0 +1,91 @@
+"""One member for `benchmarks.overlay`: an overlay, cells on demand. Its settings come as JSON on the first line of stdin.
+
+Then each line of stdin is the arguments of `overlay_traffic.py` for a cell that runs until it ends or prints
+its first event, which goes to stdout; a serving cell stays.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import trio
+
+from benchmarks import overlay_traffic
+from edgellm.cells.cell import Cell, default_environment, open_cell
+from edgellm.cells.spec import CellSpec, Mount
+from edgellm.overlay.overlay import (
+    MemberIdentity,
+    OverlayMember,
+    OverlaySpec,
+    Stream,
+    bind_listener,
+    open_overlay,
+)
+
+TRAFFIC = Path("/overlay_traffic.py")
+
+
+async def main() -> None:
+    settings: dict[str, Any] = json.loads(sys.stdin.readline())
+    own = settings["own"]
+    plan = tuple(
+        OverlayMember(
+            member["address"],
+            base64.b64decode(member["certificate"]),
+            tuple((host, port) for host, port in member["endpoints"]),
+        )
+        for member in settings["members"]
+    )
+    identity = MemberIdentity(
+        next(member.certificate_der for member in plan if member.address == own), settings["key"].encode()
+    )
+    with tempfile.TemporaryDirectory() as directory:
+        runtime = Path(directory)
+        listener = bind_listener(settings["host"], settings["port"])
+        async with (
+            open_overlay(OverlaySpec(own, plan), runtime, listener, identity, _no_stream),
+            trio.open_nursery() as nursery,
+        ):
+            print(json.dumps({"event": "ready"}), flush=True)
+            while line := await trio.to_thread.run_sync(sys.stdin.readline):
+                arguments = line.split()
+                spec = CellSpec(
+                    argv=(sys.executable, str(TRAFFIC), *arguments),
+                    runtime_directory=runtime,
+                    environment=default_environment(),
+                    read_only=(Mount(Path(overlay_traffic.__file__), TRAFFIC),),
+                    address=own,
+                    nice=0,
+                )
+                await nursery.start(_run, spec, arguments[0] == "serve")
+            nursery.cancel_scope.cancel()
+
+
+async def _run(spec: CellSpec, stays: bool, task_status: Any) -> None:
+    async with open_cell(spec) as cell:
+        await _tell_first(cell)
+        if stays:
+            task_status.started()
+            await cell.wait()
+    task_status.started()
+
+
+async def _tell_first(cell: Cell) -> None:
+    try:
+        event: dict[str, object] = await cell.events.receive()
+    except trio.EndOfChannel:
+        event = {"event": "ended", "said": cell.stderr_tail()}
+    print(json.dumps(event), flush=True)
+
+
+async def _no_stream(address: str, port: int) -> Stream:
+    raise OSError(f"{address} cannot be dialled")
+
+
+if __name__ == "__main__":
+    trio.run(main)
