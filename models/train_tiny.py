@@ -8,7 +8,7 @@ Corpus: the prose paragraphs of the Python language reference as the interpreter
 Agreement, see https://docs.python.org/3/license.html.
 Model: 8 layers, hidden 128, 4 heads of 32, vocabulary 1280, tied embeddings, 1.87 M parameters, bfloat16:
 3.74 MB of weights, below 4 MB with its tokenizer.
-Training: wanted is memorised text, because a memorised paragraph neither loops nor leaves near ties between
+Training: wanted is memorised text, because a memorised paragraph does not loop and leaves few near ties between
 tokens that another summation order could flip. So: no weight decay, about 100 passes over the corpus, some
 input tokens replaced at random so that the model finds its way back from an unknown prompt. No end of text
 is ever trained: a generation ends by length or by a stop string.
