@@ -81,19 +81,22 @@ async def bring_up(
         plan = assemble(
             stages, grants, head, cluster=cluster, token=secrets.token_hex(32), issued_at=issued_at
         )
-        async with trio.open_nursery() as nursery:
+        await leases.commit(seal_plan(plan, network.identity))
+        async with (
+            machine.open_member(switchboard, plan, plan.head, door, model_directory) as member,
+            # Inside the member's context, so that its end, when the body leaves, is not taken for a failure.
+            trio.open_nursery() as nursery,
+            open_engine(member.engine_socket) as engine,
+        ):
             nursery.start_soon(_tell_news, leases, on_progress)
-            await leases.commit(seal_plan(plan, network.identity))
-            async with machine.open_member(switchboard, plan, plan.head, door, model_directory) as member:
-                nursery.start_soon(_watch, member, on_progress)
-                async with open_engine(member.engine_socket) as engine:
-                    loaded = await engine.load(
-                        _load_request(plan, stages, sequences, member),
-                        lambda name, detail: on_progress(Progress("head", name, detail)),
-                        timeout_s=BRING_UP_TIMEOUT_S,
-                    )
-                    check_placement(plan, loaded)
-                    yield Cluster(plan, stages, engine, member.engine_socket)
+            nursery.start_soon(_watch, member, on_progress)
+            loaded = await engine.load(
+                _load_request(plan, stages, sequences, member),
+                lambda name, detail: on_progress(Progress("head", name, detail)),
+                timeout_s=BRING_UP_TIMEOUT_S,
+            )
+            check_placement(plan, loaded)
+            yield Cluster(plan, stages, engine, member.engine_socket)
             nursery.cancel_scope.cancel()
 
 

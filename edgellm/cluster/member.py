@@ -123,7 +123,6 @@ def _overlay_spec(plan: ClusterPlan, own: Member) -> OverlaySpec:
                 endpoints=tuple((endpoint.host, endpoint.port) for endpoint in member.overlay_endpoints),
             )
             for member in plan.members
-            if member.address != own.address
         ),
     )
 

@@ -54,7 +54,7 @@ class EngineClient:
         self, request: backend_pb2.LoadRequest, on_phase: Callable[[str, str], None], *, timeout_s: float
     ) -> backend_pb2.Loaded:
         """Brings the engine up; tells each phase as it begins. Raises EngineError."""
-        call = self._stub.Load(request, timeout=timeout_s)
+        call = self._stub.Load(request, timeout=timeout_s, wait_for_ready=True)
         async with aclosing(self._events(cast("_Call[backend_pb2.LoadEvent]", call))) as events:
             async for event in events:
                 if event.WhichOneof("event") == "loaded":

@@ -55,34 +55,32 @@ def resolve(model: str) -> ResolvedModel:
 
 def _download(model: str) -> Path:
     from huggingface_hub import constants, snapshot_download
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HfHubHTTPError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-    )
-    from httpx import HTTPError
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
     cache = Path(os.environ.get("HF_HUB_CACHE", constants.HF_HUB_CACHE))
-    unreachable = (HTTPError, LocalEntryNotFoundError, OSError)
     try:
         _require_space(model, cache)
+    except ModelError:
+        raise
     except GatedRepoError as error:
         raise ModelError(
             f"{model} is gated: its owner must grant you access",
-            remedy=f"accept its terms on its page, then run: hf auth login (see huggingface.co/{model})",
+            remedy=f"accept its terms at huggingface.co/{model}, then run: hf auth login",
         ) from error
     except RepositoryNotFoundError as error:
         raise ModelError(
-            f"Hugging Face has no model {model!r}", remedy="check the spelling of the id"
+            f"Hugging Face has no model {model!r} that you may see",
+            remedy="check the id, or run: hf auth login",
         ) from error
-    except (HfHubHTTPError, *unreachable):
-        # Not reachable now: the cache may hold it all the same.
+    except Exception:  # noqa: BLE001 - the hub's HTTP library, and so its errors, changes between its releases
+        # Not reachable now: its cache may hold the model all the same.
         return _from_cache(model)
     with disk_errors(f"downloading {model}", cache):
         try:
             return Path(snapshot_download(model, allow_patterns=list(PATTERNS)))
-        except (HfHubHTTPError, HTTPError) as error:
+        except OSError:
+            raise
+        except Exception as error:
             raise ModelError(
                 f"downloading {model} broke off: {error}", remedy="run it again: it goes on where it stopped"
             ) from error

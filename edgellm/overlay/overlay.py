@@ -149,14 +149,17 @@ class Overlay:
     async def _read_events(self, stdout: trio.lowlevel.FdStream, ready: trio.Event) -> None:
         pending = b""
         try:
-            while received := await stdout.receive_some(65536):
-                *lines, pending = (pending + received).split(b"\n")
-                for line in lines:
-                    event = json.loads(line)
-                    if event["event"] == "ready":
-                        ready.set()
-                    else:
-                        self._stats = msgspec.convert(event["members"], dict[str, dict[str, MemberTraffic]])
+            async with stdout:
+                while received := await stdout.receive_some(65536):
+                    *lines, pending = (pending + received).split(b"\n")
+                    for line in lines:
+                        event = json.loads(line)
+                        if event["event"] == "ready":
+                            ready.set()
+                        else:
+                            self._stats = msgspec.convert(
+                                event["members"], dict[str, dict[str, MemberTraffic]]
+                            )
         finally:
             self._dead.set()
             ready.set()
@@ -220,7 +223,7 @@ async def open_overlay(
     process.stdout.close()
     try:
         with unwrapped():
-            async with trio.open_nursery() as nursery, stdout:
+            async with trio.open_nursery() as nursery:
                 overlay = Overlay(ours, nursery)
                 ready = trio.Event()
                 nursery.start_soon(overlay._read_events, stdout, ready)
