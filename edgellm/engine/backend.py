@@ -40,6 +40,8 @@ class MemberSpec:
     """CPU threads of this member, shared by its ranks."""
     socket_path: str = ""
     """Head only: the Unix socket on which it serves `edgellm.backend.v1.Backend`."""
+    model_path: str = "/model"
+    """The model's directory in the cell. The head's holds configuration and tokenizer only."""
     stage_index: int = -1
     """Pipeline stage of a worker, from 0; -1 for the head."""
 

@@ -23,7 +23,12 @@ from edgellm.wire import backend_pb2_grpc
 
 HEAD = "10.88.77.1"
 # A private /tmp and /dev/shm, as a cell has them; the PID namespace dies with its first process.
-_ISOLATE = 'mount -t tmpfs tmpfs /dev/shm && mount -t tmpfs tmpfs /tmp && exec "$@"'
+_ISOLATE = (
+    "mount -t tmpfs tmpfs /dev/shm && mount -t tmpfs tmpfs /tmp && mkdir /tmp/model && "
+    'mount --bind "$1" /tmp/model && shift && exec "$@"'
+)
+MODEL_PATH = "/tmp/model"
+"""Where every member sees a model: the head its configuration and tokenizer alone."""
 
 
 @dataclass
@@ -54,8 +59,8 @@ def worker_address(index: int) -> str:
 
 
 @contextlib.contextmanager
-def cluster(devices: Sequence[int], *, threads: int = 1) -> Iterator[Cluster]:
-    """A head, and one worker for each number of CPU ranks in `devices`; all gone at the end."""
+def cluster(devices: Sequence[int], model: Path, *, threads: int = 1) -> Iterator[Cluster]:
+    """A head, and one worker for each number of CPU ranks in `devices`; all gone at the end. `model` is a directory."""
     backend = load_backend("vllm")
     token = secrets.token_hex(16)
     tag = secrets.token_hex(3)
@@ -65,6 +70,8 @@ def cluster(devices: Sequence[int], *, threads: int = 1) -> Iterator[Cluster]:
     running = Cluster(directory)
     with contextlib.ExitStack() as stack:
         stack.callback(shutil.rmtree, directory)
+        head_model = directory / "model"
+        shutil.copytree(model, head_model, ignore=shutil.ignore_patterns("*.safetensors"))
         _network(stack, hub, namespaces)
         for index, namespace in enumerate(namespaces):
             member = MemberSpec(
@@ -76,9 +83,10 @@ def cluster(devices: Sequence[int], *, threads: int = 1) -> Iterator[Cluster]:
                 devices=() if index == 0 else tuple(str(device) for device in range(devices[index - 1])),
                 threads=threads,
                 socket_path=str(directory / "engine.sock"),
+                model_path=MODEL_PATH,
                 stage_index=index - 1,
             )
-            running.members.append(_start(stack, backend, member, namespace, directory, index))
+            running.members.append(_start(stack, backend, member, namespace, directory, index, model))
         running.channel = stack.enter_context(grpc.insecure_channel(f"unix:{directory}/engine.sock"))
         yield running
 
@@ -108,6 +116,7 @@ def _start(
     namespace: str,
     directory: Path,
     index: int,
+    model: Path,
 ) -> subprocess.Popen[str]:
     environment = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", **backend.environment(member)}
     isolate = [
@@ -121,6 +130,7 @@ def _start(
         "-c",
         _ISOLATE,
         "sh",
+        str(model if member.role == "worker" else directory / "model"),
     ]
     events: IO[str] = stack.enter_context((directory / f"{index}.events").open("w"))
     log: IO[str] = stack.enter_context((directory / f"{index}.log").open("w"))

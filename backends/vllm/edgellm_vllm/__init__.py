@@ -10,10 +10,13 @@ In the cell, as those commands:
   `engine` (vLLM's AsyncLLM: load, generate, placement) and `prompts` (requests to token ids, and their validation).
 * `member`: a host's process: waits for the head and joins it as a Ray node.
 * `ray_node`: both roles' `ray start` child. `events`: what both print.
+* `progress`: from the forked engine core back to the head. `imports`, `models`: what makes imports fewer and faster.
+* `measure`: what this machine's devices can do, for its advert.
 
 Inside vLLM's own processes:
 
 * `executor`: Ray executor that puts rank r where the plan says. `placement`: what each rank reports about itself.
+* `preload`: what Ray's worker process imports before it has work.
 * `platform`, `worker`, `communicator`: what vLLM's CPU backend lacks to run over Ray; unused with CUDA.
 """
 

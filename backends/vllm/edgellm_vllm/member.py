@@ -20,15 +20,16 @@ class JoinError(Exception):
 
 
 async def _join(address: str, head: str, devices: int, events: EventStream) -> None:
-    events.phase("head", f"wait for {head}")
     head_address, _, port = head.rpartition(":")
-    try:
-        await wait_until_answers(head_address, int(port), _HEAD_TIMEOUT_S)
-    except TimeoutError:
-        raise JoinError(f"the head at {head} did not answer within {_HEAD_TIMEOUT_S:.0f} s") from None
-
-    events.phase("join", head)
     async with ray_node(worker_arguments(address, head, devices)) as node:
+        events.phase("head", f"wait for {head}")
+        try:
+            await wait_until_answers(head_address, int(port), _HEAD_TIMEOUT_S)
+        except TimeoutError:
+            raise JoinError(f"the head at {head} did not answer within {_HEAD_TIMEOUT_S:.0f} s") from None
+
+        events.phase("join", head)
+        node.start()
         ended = asyncio.create_task(node.wait_ended())
         started = asyncio.create_task(node.wait_started())
         await asyncio.wait({ended, started}, timeout=_JOIN_TIMEOUT_S, return_when=asyncio.FIRST_COMPLETED)

@@ -12,6 +12,9 @@ _OBJECT_STORE_BYTES = 100_000_000
 _STOP_TIMEOUT_S = 8.0
 _STARTED = b"Ray runtime started"
 
+# Imports first and waits for a line: a worker's second of imports passes while the head's Ray starts.
+_RAY_START = "import sys, ray.scripts.scripts as scripts; sys.stdin.readline() and scripts.main()"
+
 # RFC 9113, 3.4: the client's preface followed by an empty SETTINGS frame; a server answers with its own SETTINGS.
 _HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + b"\x04\x00" + bytes(4)
 _FRAME_HEADER_BYTES = 9
@@ -53,6 +56,11 @@ class RayNode:
         self._process = process
         self._started = asyncio.Event()
 
+    def start(self) -> None:
+        """Lets it go: it has only imported Ray so far."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(b"start\n")
+
     async def wait_started(self) -> None:
         """Returns when all of the node's processes run and it is registered with the head."""
         await self._started.wait()
@@ -82,15 +90,15 @@ class RayNode:
 
 @contextlib.asynccontextmanager
 async def ray_node(arguments: tuple[str, ...]) -> AsyncIterator[RayNode]:
-    """Runs `ray start` for as long as the block; its processes are gone at the end."""
+    """Runs `ray start`, once its `start` is called, until the end of the block; then all its processes are gone."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-u",
-        "-m",
-        "ray.scripts.scripts",
+        "-c",
+        _RAY_START,
         "start",
         *arguments,
-        stdin=asyncio.subprocess.DEVNULL,
+        stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
     )
     node = RayNode(process)

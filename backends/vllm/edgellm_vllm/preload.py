@@ -1,0 +1,28 @@
+"""Imports what a rank needs, by being imported: Ray does that in the worker that it starts before there is work for it."""
+
+from __future__ import annotations
+
+import os
+
+from edgellm_vllm.imports import without_garbage_collection
+
+
+def _import_rank_modules() -> None:
+    import vllm.v1.executor.ray_executor_v2
+    from vllm.platforms import current_platform
+    from vllm.utils.import_utils import resolve_obj_by_qualname
+
+    import edgellm_vllm.placement
+    from edgellm_vllm.models import import_model_class
+
+    if current_platform.is_cpu():
+        import edgellm_vllm.worker
+    else:
+        import vllm.v1.worker.gpu_worker  # noqa: F401
+    resolve_obj_by_qualname(current_platform.get_device_communicator_cls())
+    if model_path := os.environ.get("EDGELLM_VLLM_MODEL"):
+        import_model_class(model_path)
+
+
+with without_garbage_collection():
+    _import_rank_modules()
