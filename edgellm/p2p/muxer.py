@@ -5,6 +5,8 @@ What is mended in py-libp2p 0.8.1, each in one method below:
 * a writer without window polls every 10 ms and gives up after 5 s: it waits for the window, as long as a reader
   may reasonably pause
 * a reset, and the death of a connection, look like a clean end: they are told apart
+* the task that reads a connection also writes its answers (to pings and new streams), and reads nothing meanwhile:
+  two busy peers soon wait for each other for ever. Answers are queued for another task
 * a frozen peer is never noticed: an unanswered ping closes the connection
 * a peer may send any amount beyond its window, all of it kept in memory: that closes the connection
 * an exception out of the connection's task cancels the whole node: it ends the connection only
@@ -18,6 +20,7 @@ from contextlib import suppress
 from typing import Any
 
 import trio
+from libp2p.io.exceptions import ConnectionClosedError
 from libp2p.security.noise.io import MAX_PLAINTEXT_LENGTH
 from libp2p.stream_muxer import muxer_multistream
 from libp2p.stream_muxer.exceptions import MuxedStreamEOF, MuxedStreamError, MuxedStreamReset
@@ -30,12 +33,13 @@ log = logging.getLogger(__name__)
 PROTOCOL = yamux.PROTOCOL_ID
 PING_INTERVAL_S = 15.0
 PING_TIMEOUT_S = 20.0  # a pong may queue behind bulk data
+MAX_ANSWER_BYTES = 64 * 1024  # 12 bytes a frame: a peer with 5,000 questions open is no friend
 
 _HEADER = struct.Struct(yamux.YAMUX_HEADER_FORMAT)
 _BODY_BYTES = MAX_PLAINTEXT_LENGTH - yamux.HEADER_SIZE  # a frame is one Noise message
 
 
-class FlowControlledStream(yamux.YamuxStream):  # type: ignore[misc]
+class FlowControlledStream(yamux.YamuxStream):
     """A stream whose writer sleeps until it has window, and whose peer must respect ours."""
 
     def __init__(self, stream_id: int, conn: Any, is_initiator: bool) -> None:
@@ -83,11 +87,17 @@ class FlowControlledStream(yamux.YamuxStream):  # type: ignore[misc]
                 raise MuxedStreamError(f"the peer has not read for {WRITE_STALL_S:g} s")
 
 
-class HardenedYamux(yamux.Yamux):  # type: ignore[misc]
+class HardenedYamux(yamux.Yamux):
     """A connection that either works or is closed, soon, for everyone who waits on it."""
 
-    _dropped = False
     _ping_id: int
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._dropped = False
+        self._reader: trio.lowlevel.Task | None = None
+        self._answers = bytearray()
+        self._answered = trio.Event()
 
     def drop(self, reason: str) -> None:
         """Ends the connection; its reader stops at the next frame and `start` cleans up."""
@@ -106,15 +116,51 @@ class HardenedYamux(yamux.Yamux):  # type: ignore[misc]
             log.debug("the connection to peer %s failed", self.peer_id, exc_info=True)
         await self._cleanup_on_error()
 
+    async def handle_incoming(self) -> None:
+        """Reads frames until the connection ends."""
+        self._reader = trio.lowlevel.current_task()
+        await super().handle_incoming()
+
     async def _write_frame(self, data: bytes) -> None:
+        if trio.lowlevel.current_task() is self._reader:
+            self._answer(data)
+            return
         async with self._write_lock:
             try:
-                await self.secured_conn.write(data)
+                # Before `data`, which may belong to a stream that one of the answers acknowledges.
+                await self._write_answers()
+                if data:
+                    await self.secured_conn.write(data)
             except Exception:
                 self.drop("cannot be written to")
                 raise
 
+    def _answer(self, data: bytes) -> None:
+        self._answers += data
+        self._answered.set()
+        if len(self._answers) > MAX_ANSWER_BYTES:
+            self.drop("asks without reading the answers")
+            raise ConnectionClosedError("the peer does not read")
+
+    async def _write_answers(self) -> None:
+        answers, self._answers = self._answers, bytearray()
+        if answers:
+            await self.secured_conn.write(bytes(answers))
+
+    async def _send_answers(self) -> None:
+        with suppress(Exception):  # a failed write has dropped the connection
+            while True:
+                await self._answered.wait()
+                self._answered = trio.Event()
+                await self._write_frame(b"")
+
     async def _measure_rtt_loop(self) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._send_answers)
+            await self._keep_alive()
+            nursery.cancel_scope.cancel()
+
+    async def _keep_alive(self) -> None:
         while not self.event_shutting_down.is_set():
             with trio.move_on_after(PING_TIMEOUT_S) as timeout:
                 await self._ping()

@@ -27,6 +27,7 @@ from multiaddr import Multiaddr
 from edgellm.errors import EdgeError, NetworkError
 from edgellm.p2p.addresses import split_peer
 from edgellm.p2p.dialer import Dialer
+from edgellm.p2p.network import WRITE_STALL_S
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +35,7 @@ log = logging.getLogger(__name__)
 LIMITS = RelayLimits(duration=0, data=1 << 50, max_circuit_conns=64, max_reservations=256)
 RENEW_INTERVAL_S = 60.0  # far below the reservation's hour, so that a relay that restarted is used again soon
 REQUEST_TIMEOUT_S = 10.0
-WRITE_STALL_S = 10.0
+FRAME_STALL_S = 10.0  # one frame on its way to a relay
 
 
 class Relay:
@@ -46,7 +47,7 @@ class Relay:
         self._through = through
         self._reserved: dict[str, None] = {}
         dialer.dial_circuit = self._dial
-        protocol = _AuthenticatedRelay(host, limits=LIMITS, allow_hop=serve)
+        protocol = _AuthenticatedRelay(host, limits=LIMITS, allow_hop=serve, write_timeout=int(WRITE_STALL_S))
         if serve:
             host.set_stream_handler(HOP, protocol._handle_hop_stream)
         if through:
@@ -114,7 +115,7 @@ class Relay:
             await stream.reset()
 
 
-class _AuthenticatedRelay(CircuitV2Protocol):  # type: ignore[misc]
+class _AuthenticatedRelay(CircuitV2Protocol):
     """libp2p's relay, which reserves for the peer that asks instead of any peer that it names."""
 
     async def _handle_reserve(self, stream: Any, msg: Any) -> None:
@@ -134,11 +135,11 @@ class _CircuitStream:
         self._stream = stream
 
     async def write(self, data: bytes) -> None:
-        with trio.CancelScope(deadline=trio.current_time() + WRITE_STALL_S, shield=True) as stall:
+        with trio.CancelScope(deadline=trio.current_time() + FRAME_STALL_S, shield=True) as stall:
             await self._stream.write(data)
         if stall.cancelled_caught:
             await self.close()
-            raise StreamEOF(f"the relay takes no data for {WRITE_STALL_S:g} s")
+            raise StreamEOF(f"the relay takes no data for {FRAME_STALL_S:g} s")
 
     async def read(self, n: int | None = None) -> bytes:
         try:

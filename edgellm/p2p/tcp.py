@@ -15,7 +15,7 @@ from libp2p.io.trio import TrioTCPStream
 from libp2p.transport.tcp import tcp
 
 
-class SteadyTCPStream(TrioTCPStream):  # type: ignore[misc]
+class SteadyTCPStream(TrioTCPStream):
     """What a cancelled writer leaves unsent goes out before whatever is written next."""
 
     def __init__(self, stream: Any) -> None:

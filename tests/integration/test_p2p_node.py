@@ -4,8 +4,10 @@ import json
 import os
 import signal
 import socket
+import struct
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
@@ -14,6 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 import trio
+from libp2p.peer.id import ID
 
 from edgellm.errors import DiscoveryError, NetworkError, UsageError
 from edgellm.p2p import node as node_module
@@ -569,3 +572,70 @@ async def test_a_node_writes_nothing_to_stdout_or_stderr(spawn):
     out, err = peer.process.communicate("", timeout=10)
     assert (out, err) == ("", "")
     assert peer.process.returncode == 0
+
+
+async def test_two_peers_that_are_busy_both_ways_do_not_wait_for_each_other_for_ever():
+    """py-libp2p's reading task writes its answers itself, and with full buffers both ways nobody reads any more."""
+    sent = Counter[str]()
+
+    async def sink(stream: Stream) -> None:
+        while await stream.receive_some():
+            pass
+
+    async def bulk(near: LibP2PNetwork, far: LibP2PNetwork) -> None:
+        stream = await near.open_stream(far.peer, "/edgellm/test/sink/1")
+        while True:
+            await stream.send_all(bytes(262_144))
+
+    async def small(near: LibP2PNetwork, far: LibP2PNetwork) -> None:
+        while True:
+            stream = await near.open_stream(far.peer, ECHO)
+            await stream.send_all(b"x")
+            assert await stream.receive_some() == b"x"
+            await stream.aclose()
+            sent[near.peer] += 1
+
+    async with open_node(config()) as a, open_node(config()) as b:
+        await a.connect(b.addresses[0])
+        for network in (a, b):
+            network.serve("/edgellm/test/sink/1", sink)
+            network.serve(ECHO, echo)
+        with trio.move_on_after(4):
+            async with trio.open_nursery() as nursery:
+                for near, far in ((a, b), (b, a)):
+                    for _ in range(3):
+                        nursery.start_soon(bulk, near, far)
+                    for _ in range(8):
+                        nursery.start_soon(small, near, far)
+        assert min(sent[a.peer], sent[b.peer]) > 30
+
+
+async def test_an_authenticated_peer_that_breaks_the_multiplexers_rules_harms_nobody_else(spawn):
+    peer = spawn()
+    header = struct.Struct("!BBHII")
+    syn, ping, window, data = 1, 2, 1, 0
+    attacks = {
+        "unknown type": header.pack(0, 77, 0, 1, 5),
+        "unknown version": header.pack(9, data, 0, 1, 0),
+        "unknown stream": header.pack(0, data, 0, 999, 4) + b"data",
+        "oversize": header.pack(0, data, 0, 1, 0xFFFFFFFF),
+        "same stream twice": header.pack(0, window, syn, 7, 0) * 2,
+        "reset on arrival": header.pack(0, window, syn | 8, 9, 0) * 50,
+        "window overflow": header.pack(0, window, syn, 11, 0xFFFFFFFF) * 20,
+        "pong nobody asked for": header.pack(0, ping, 2, 0, 42) * 100,
+        "flood of pings": header.pack(0, ping, syn, 0, 1) * 20_000,
+        "flood of streams": b"".join(header.pack(0, window, syn, n, 0) for n in range(101, 20_001, 2)),
+        "go away": header.pack(0, 3, 0, 0, 0),
+        "random": os.urandom(30_000),
+    }
+    for name, attack in attacks.items():
+        async with open_node(config(peer.address, server=False)) as network:
+            (connection,) = network._dialer.connections(ID.from_base58(peer.peer))
+            with suppress(Exception), trio.move_on_after(5):
+                for start in range(0, len(attack), 60_000):
+                    await connection.muxed_conn.secured_conn.write(attack[start : start + 60_000])
+            await trio.sleep(0.3)
+        async with open_node(config(peer.address, server=False)) as good:
+            await assert_serves(good, peer)
+        memory = psutil.Process(peer.process.pid).memory_info().rss
+        assert memory < 150e6, name
