@@ -88,8 +88,9 @@ def lend(
     """The devices to lend, from all that were measured. Pure.
 
     `wanted` is what `--devices` says: for GPUs their ids, comma-separated ("0,2"); for a CPU how many devices it
-    shall count as ("2": two ranks, each with its share). `memory_bytes` caps the sum over all devices;
-    `free_bytes` is the main memory that is free now. Raises UsageError when there is nothing to lend or `wanted` names what does not exist.
+    shall count as ("2": two ranks, each with its share). `memory_bytes` caps the sum over all devices; `free_bytes`
+    is the main memory that is free now. Raises UsageError when there is nothing to lend or `wanted` names what does
+    not exist.
     """
     if not measured:
         raise UsageError("this machine has no device to lend", remedy="run `edgellm doctor`")
