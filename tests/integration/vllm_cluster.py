@@ -42,7 +42,7 @@ class Cluster:
     @property
     def stub(self) -> backend_pb2_grpc.BackendStub:
         assert self.channel is not None
-        return backend_pb2_grpc.BackendStub(self.channel)
+        return backend_pb2_grpc.BackendStub(self.channel)  # type: ignore[no-untyped-call]
 
     def events(self, index: int) -> list[dict[str, object]]:
         """What member `index` (0: the head) has printed so far."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from typing import TYPE_CHECKING, Any
 
 from edgellm.wire import backend_pb2 as pb
@@ -33,7 +33,7 @@ def import_vllm() -> None:
     """Imports all that the head and, forked from it, the engine core need; about six seconds of one core."""
     with without_garbage_collection():
         import vllm.v1.engine.async_llm
-        import vllm.v1.engine.core
+        import vllm.v1.engine.core  # noqa: F401
 
         import edgellm_vllm.executor
         import edgellm_vllm.models  # noqa: F401
@@ -55,7 +55,7 @@ class Engine:
         reports = await self._llm.collective_rpc("edgellm_placement", timeout=_PLACEMENT_TIMEOUT_S)
         return tuple(sorted(RankPlacement(*report) for report in reports))
 
-    async def generate(self, request: pb.GenerateRequest) -> AsyncIterator[pb.GenerateEvent]:
+    async def generate(self, request: pb.GenerateRequest) -> AsyncGenerator[pb.GenerateEvent, None]:
         """Tokens as they are made. Closing the iterator aborts. Raises InvalidRequest before the first event."""
         from vllm import SamplingParams, TokensPrompt
         from vllm.sampling_params import RequestOutputKind

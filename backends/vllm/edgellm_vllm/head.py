@@ -33,7 +33,7 @@ async def _serve(address: str, port: int, socket_path: str, events: EventStream)
         server = grpc.aio.server()
         with ProgressListener() as progress:
             service = BackendService(asyncio.to_thread(import_vllm), progress)
-            backend_pb2_grpc.add_BackendServicer_to_server(service, server)
+            backend_pb2_grpc.add_BackendServicer_to_server(service, server)  # type: ignore[no-untyped-call]
             server.add_insecure_port(f"unix:{socket_path}")
             await server.start()
             events.serving()
@@ -45,9 +45,15 @@ async def _serve(address: str, port: int, socket_path: str, events: EventStream)
                 await server.stop(grace=None)
 
 
+def _forget_signals() -> None:
+    """In a forked engine core: its signals must not arrive in the head's event loop, whose socket it shares."""
+    signal.set_wakeup_fd(-1)
+
+
 async def _run(options: argparse.Namespace, events: EventStream) -> int:
     port = int(options.head.rpartition(":")[2])
     task = asyncio.create_task(_serve(options.address, port, options.socket, events))
+    os.register_at_fork(after_in_child=_forget_signals)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, task.cancel)

@@ -16,7 +16,7 @@ def _import_rank_modules() -> None:
     from edgellm_vllm.models import import_model_class
 
     if current_platform.is_cpu():
-        import edgellm_vllm.worker
+        import edgellm_vllm.worker  # noqa: F401
     else:
         import vllm.v1.worker.gpu_worker  # noqa: F401
     resolve_obj_by_qualname(current_platform.get_device_communicator_cls())

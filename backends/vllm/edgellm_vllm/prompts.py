@@ -8,7 +8,7 @@ from typing import Any
 from edgellm.wire import backend_pb2 as pb
 
 
-class InvalidRequest(Exception):  # noqa: N818 - it names what the caller sent
+class InvalidRequest(Exception):
     """The request can never work as it is; the text says why."""
 
 
@@ -42,7 +42,7 @@ def _chat_token_ids(messages: Sequence[pb.ChatMessage], tokenizer: Any) -> list[
     turns = [{"role": message.role, "content": message.content} for message in messages]
     try:
         text = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
-    except Exception as error:  # noqa: BLE001 - a template is the model's own program and may raise anything
+    except Exception as error:
         raise InvalidRequest(f"the model's chat template refuses these messages: {error}") from error
     return list(tokenizer.encode(text, add_special_tokens=False))
 

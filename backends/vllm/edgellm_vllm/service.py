@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
 from typing import Any
 
 import grpc
@@ -18,7 +18,7 @@ from edgellm_vllm.prompts import InvalidRequest
 State = pb.HealthReply
 
 
-class RankLost(Exception):  # noqa: N818 - it names the event
+class RankLost(Exception):
     """A rank's process died."""
 
 
@@ -34,7 +34,7 @@ class BackendService(backend_pb2_grpc.BackendServicer):
         self._failed = False
         self._running: set[str] = set()
 
-    async def Load(self, request: pb.LoadRequest, context: Any) -> AsyncIterator[pb.LoadEvent]:  # noqa: N802
+    async def Load(self, request: pb.LoadRequest, context: Any) -> AsyncIterator[pb.LoadEvent]:
         """See backend.proto. A caller that leaves does not stop the bring-up: vLLM cannot be stopped in it."""
         if self._engine is not None or self._loading():
             await context.abort(
@@ -52,9 +52,7 @@ class BackendService(backend_pb2_grpc.BackendServicer):
         except LoadError as error:
             await context.abort(grpc.StatusCode.INTERNAL, str(error))
 
-    async def Generate(  # noqa: N802
-        self, request: pb.GenerateRequest, context: Any
-    ) -> AsyncIterator[pb.GenerateEvent]:
+    async def Generate(self, request: pb.GenerateRequest, context: Any) -> AsyncIterator[pb.GenerateEvent]:
         """See backend.proto. UNAVAILABLE when a rank has died: load anew, on other members."""
         engine = self._engine
         if engine is None:
@@ -75,17 +73,17 @@ class BackendService(backend_pb2_grpc.BackendServicer):
         finally:
             self._running.discard(request.request_id)
 
-    async def Abort(self, request: pb.AbortRequest, context: Any) -> pb.AbortReply:  # noqa: N802
+    async def Abort(self, request: pb.AbortRequest, context: Any) -> pb.AbortReply:
         """See backend.proto."""
         if self._engine is not None and request.request_id in self._running:
             await self._engine.abort(request.request_id)
         return pb.AbortReply()
 
-    async def Health(self, request: pb.HealthRequest, context: Any) -> pb.HealthReply:  # noqa: N802
+    async def Health(self, request: pb.HealthRequest, context: Any) -> pb.HealthReply:
         """See backend.proto."""
         return pb.HealthReply(state=self._state(), detail=self._detail, running_requests=len(self._running))
 
-    async def Unload(self, request: pb.UnloadRequest, context: Any) -> pb.UnloadReply:  # noqa: N802
+    async def Unload(self, request: pb.UnloadRequest, context: Any) -> pb.UnloadReply:
         """See backend.proto. Requests still running end with the reason "abort"."""
         if self._loading():
             await context.abort(grpc.StatusCode.FAILED_PRECONDITION, "the engine is still loading")
@@ -155,8 +153,8 @@ def _wrong_shape(request: pb.LoadRequest) -> str:
 
 
 async def _until_lost(
-    events: AsyncIterator[pb.GenerateEvent], lost: asyncio.Event
-) -> AsyncIterator[pb.GenerateEvent]:
+    events: AsyncGenerator[pb.GenerateEvent, None], lost: asyncio.Event
+) -> AsyncGenerator[pb.GenerateEvent, None]:
     """The events; raises RankLost as soon as `lost` is set, however long the engine stays silent."""
     watch = asyncio.create_task(lost.wait())
     following: asyncio.Task[pb.GenerateEvent] | None = None
