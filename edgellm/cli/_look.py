@@ -11,23 +11,20 @@ if TYPE_CHECKING:
     from edgellm.discovery.collect import Found
 
 
-def look(bootstrap: list[str] | None) -> Found:
-    """What every host that the swarm lists says of itself now. Raises DiscoveryError when no bootstrap peer answers."""
+def look(bootstrap: list[str] | None, *, mdns: bool) -> Found:
+    """What every host that the swarm lists says of itself now. Raises DiscoveryError when no peer answers."""
     from edgellm.cli._run import run_interruptibly
-    from edgellm.discovery.bootstrap import remember, require_bootstrap
+    from edgellm.discovery.bootstrap import require_bootstrap
     from edgellm.discovery.collect import SequenceBook, find_hosts
-    from edgellm.p2p.identity import Identity
-    from edgellm.p2p.node import NodeConfig, open_node
     from edgellm.paths import default_paths
+    from edgellm.requester.open import joined_swarm
 
     paths = default_paths()
-    peers = require_bootstrap(bootstrap or (), paths.state)
+    peers = require_bootstrap(bootstrap or (), paths.state, mdns=mdns)
     results: list[Found] = []
 
     async def work() -> None:
-        config = NodeConfig(identity=Identity.generate(), listen=(), bootstrap=peers, dht_server=False)
-        async with open_node(config) as network:
-            remember(peers, paths.state)
+        async with joined_swarm(peers, paths, mdns=mdns) as network:
             results.append(await find_hosts(network, None, book=SequenceBook(), now=time.time))
 
     run_interruptibly(work)

@@ -26,6 +26,10 @@ Bootstrap = Annotated[
         help="A peer to join the swarm through, as a host prints it. May be repeated; what worked is remembered.",
     ),
 ]
+Mdns = Annotated[
+    bool,
+    typer.Option("--mdns", help="Also find peers on the local network by multicast, without any address."),
+]
 Model = Annotated[str, typer.Option("--model", "-m", metavar="MODEL", help="The model's name in the swarm.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 TensorParallel = Annotated[

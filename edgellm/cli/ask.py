@@ -50,6 +50,7 @@ def ask(
     network: options.Network = options.Fabric.OVERLAY,
     isolation: options.IsolationOption = options.Isolation.BWRAP,
     bootstrap: options.Bootstrap = None,
+    mdns: options.Mdns = False,
     as_json: options.Json = False,
     quiet: Annotated[
         bool, typer.Option("--quiet", "-q", help="Nothing on stderr unless something goes wrong.")
@@ -89,7 +90,9 @@ def ask(
     require_prompt(question)
     paths = default_paths()
     wanted = Wanted(tp, pp, tuple(peers or ()), network.value, context)
-    options_ = RequesterOptions(require_bootstrap(bootstrap or (), paths.state), isolation.value)
+    options_ = RequesterOptions(
+        require_bootstrap(bootstrap or (), paths.state, mdns=mdns), mdns, isolation.value
+    )
 
     async def work() -> None:
         async with open_requester(options_, paths) as requester:

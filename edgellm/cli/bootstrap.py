@@ -18,6 +18,10 @@ def bootstrap(
         ),
     ] = None,
     bootstrap: options.Bootstrap = None,
+    relay: Annotated[
+        bool,
+        typer.Option("--relay", help="Also carry connections for hosts that nobody can connect to directly."),
+    ] = False,
 ) -> None:
     """Run a peer that others join the swarm through; it lends nothing.
 
@@ -41,7 +45,10 @@ def bootstrap(
     async def work() -> None:
         with exclusive_identity(paths.identity) as identity:
             config = NodeConfig(
-                identity=identity, listen=tuple(listen or ("/ip4/0.0.0.0/tcp/4001",)), bootstrap=peers
+                identity=identity,
+                listen=tuple(listen or ("/ip4/0.0.0.0/tcp/4001",)),
+                bootstrap=peers,
+                serve_relay=relay,
             )
             async with open_node(config) as network:
                 say("[bold green]meeting point[/] is up")

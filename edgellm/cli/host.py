@@ -64,9 +64,19 @@ def host(
             "--overlay-port", min=0, max=65535, help="TCP port for a cluster's own connections. Default: any."
         ),
     ] = 0,
-    mdns: Annotated[
-        bool, typer.Option("--mdns", help="Also find peers on the local network by multicast.")
-    ] = False,
+    mdns: options.Mdns = False,
+    announce: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--announce", metavar="MULTIADDR", help="Tell others this address (a forwarded port). Repeatable."
+        ),
+    ] = None,
+    relay: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--relay", metavar="MULTIADDR", help="Be reached through this peer (`edgellm bootstrap --relay`)."
+        ),
+    ] = None,
     grace: Annotated[
         float,
         typer.Option("--grace", min=0.0, metavar="SECONDS", help="What running leases get after Ctrl-C."),
@@ -104,6 +114,8 @@ def host(
         isolation=isolation.value,
         threads=threads,
         mdns=mdns,
+        announce=tuple(announce or ()),
+        relays=tuple(relay or ()),
         overlay_port=overlay_port,
         grace_s=grace,
     )

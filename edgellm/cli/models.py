@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from edgellm.discovery.collect import Sighting
 
 
-def models(bootstrap: options.Bootstrap = None, as_json: options.Json = False) -> None:
+def models(
+    bootstrap: options.Bootstrap = None, mdns: options.Mdns = False, as_json: options.Json = False
+) -> None:
     """Show which models can be asked for now. The same name with another digest is another version.
 
     Examples:
@@ -28,7 +30,7 @@ def models(bootstrap: options.Bootstrap = None, as_json: options.Json = False) -
 
       edgellm models --json | jq -r '.[].name'
     """
-    found = look(bootstrap)
+    found = look(bootstrap, mdns=mdns)
     offered = entries_of(found.sightings)
     if as_json:
         print(json.dumps([asdict(entry) for entry in offered], ensure_ascii=False))

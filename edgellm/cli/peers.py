@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from edgellm.discovery.collect import Sighting
 
 
-def peers(bootstrap: options.Bootstrap = None, as_json: options.Json = False) -> None:
+def peers(
+    bootstrap: options.Bootstrap = None, mdns: options.Mdns = False, as_json: options.Json = False
+) -> None:
     """Show who lends what now.
 
     Examples:
@@ -26,7 +28,7 @@ def peers(bootstrap: options.Bootstrap = None, as_json: options.Json = False) ->
 
       edgellm peers --json | jq '.[] | select(.free_leases > 0).name'
     """
-    found = look(bootstrap)
+    found = look(bootstrap, mdns=mdns)
     if as_json:
         print(json.dumps([report(sighting) for sighting in found.sightings], ensure_ascii=False))
         return

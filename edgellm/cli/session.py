@@ -52,6 +52,7 @@ def open_(
     network: options.Network = options.Fabric.OVERLAY,
     isolation: options.IsolationOption = options.Isolation.BWRAP,
     bootstrap: options.Bootstrap = None,
+    mdns: options.Mdns = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print the name and nothing else.")] = False,
 ) -> None:
     """Bring up a cluster and keep it; prints the session's name.
@@ -70,7 +71,7 @@ def open_(
 
     paths = default_paths()
     idle_s = parse_duration(idle)
-    known = require_bootstrap(bootstrap or (), paths.state)
+    known = require_bootstrap(bootstrap or (), paths.state, mdns=mdns)
     registry = Registry(paths.sessions)
     chosen, files = registry.reserve(name)
     order = Order(
@@ -78,6 +79,7 @@ def open_(
         model=model,
         directory=str(files.directory),
         bootstrap=known,
+        mdns=mdns,
         idle_s=idle_s,
         isolation=isolation.value,
         tensor_parallel=tp,

@@ -28,13 +28,13 @@ def bootstrap_peers(said: Sequence[str], state: Path) -> tuple[str, ...]:
     return addresses
 
 
-def require_bootstrap(said: Sequence[str], state: Path) -> tuple[str, ...]:
-    """As `bootstrap_peers`; raises UsageError when there is none."""
+def require_bootstrap(said: Sequence[str], state: Path, *, mdns: bool) -> tuple[str, ...]:
+    """As `bootstrap_peers`; raises UsageError when there is none and multicast is not to find any either."""
     addresses = bootstrap_peers(said, state)
-    if not addresses:
+    if not addresses and not mdns:
         raise UsageError(
             "no peer of the swarm is known yet",
-            remedy=f"give the address that a host prints: --bootstrap ADDRESS (or set {ENVIRONMENT}); it is remembered",
+            remedy=f"give the address that a host prints: --bootstrap ADDRESS (it is remembered), or use --mdns",
         )
     return addresses
 

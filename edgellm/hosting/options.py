@@ -23,6 +23,10 @@ class HostOptions:
     threads: int | None = None
     """CPU threads for engines; None: all."""
     mdns: bool = False
+    announce: tuple[str, ...] = ()
+    """Addresses to tell others instead of the machine's own (a forwarded port)."""
+    relays: tuple[str, ...] = ()
+    """Peers through which a machine is reached that nobody can connect to."""
     overlay_port: int = 0
     """TCP port for direct overlay connections; 0: any free one for each lease."""
     grace_s: float = 30.0

@@ -153,7 +153,12 @@ async def run_host(
         )
         on_step("joining the swarm")
         config = NodeConfig(
-            identity=identity, listen=options.listen, bootstrap=options.bootstrap, dht_server=True
+            identity=identity,
+            listen=options.listen,
+            announce=options.announce,
+            bootstrap=options.bootstrap,
+            relays=options.relays,
+            mdns=options.mdns,
         )
         async with open_node(config) as network:
             machine = CellMachine(

@@ -7,22 +7,30 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
+import trio
+
 from edgellm.cells.spec import Isolation
 from edgellm.cluster.member import CellMachine, usable_threads
 from edgellm.cluster.switchboard import Switchboard
 from edgellm.discovery.bootstrap import remember
 from edgellm.discovery.collect import SequenceBook
 from edgellm.engine.registry import load_backend
+from edgellm.errors import DiscoveryError
 from edgellm.models.light import LightStore
 from edgellm.p2p.identity import Identity
+from edgellm.p2p.network import Network
 from edgellm.p2p.node import NodeConfig, open_node
 from edgellm.paths import Paths
 from edgellm.requester.ask import Requester
 
 
+MDNS_TIMEOUT_S = 8.0
+
+
 @dataclass(frozen=True, slots=True)
 class RequesterOptions:
     bootstrap: tuple[str, ...]
+    mdns: bool = False
     isolation: Isolation = "bwrap"
     backend: str = "vllm"
 
@@ -31,16 +39,11 @@ class RequesterOptions:
 async def open_requester(options: RequesterOptions, paths: Paths) -> AsyncIterator[Requester]:
     """A requester in the swarm; it leaves when the context ends.
 
-    Its identity is made for this time only, so that hosts cannot tell two questions of one person together. Raises
-    DiscoveryError when no bootstrap peer answers, EngineError when no backend is installed.
+    Raises DiscoveryError when no bootstrap peer answers, EngineError when no backend is installed.
     """
     backend = load_backend(options.backend)
     backend.versions()
-    config = NodeConfig(
-        identity=Identity.generate(), listen=(), bootstrap=options.bootstrap, dht_server=False
-    )
-    async with open_node(config) as network:
-        remember(options.bootstrap, paths.state)
+    async with joined_swarm(options.bootstrap, paths, mdns=options.mdns) as network:
         yield Requester(
             network=network,
             switchboard=Switchboard(network),
@@ -49,3 +52,32 @@ async def open_requester(options: RequesterOptions, paths: Paths) -> AsyncIterat
             book=SequenceBook(),
             now=time.time,
         )
+
+
+@asynccontextmanager
+async def joined_swarm(bootstrap: tuple[str, ...], paths: Paths, *, mdns: bool) -> AsyncIterator[Network]:
+    """A peer that asks and lends nothing, connected to the swarm. Raises DiscoveryError when nobody answers.
+
+    Its identity is made for this time only, so that hosts cannot tell two questions of one person together.
+    """
+    config = NodeConfig(
+        identity=Identity.generate(), listen=(), bootstrap=bootstrap, dht_server=False, mdns=mdns
+    )
+    async with open_node(config) as network:
+        if bootstrap:
+            remember(bootstrap, paths.state)
+        else:
+            await _meet_somebody(network)
+        yield network
+
+
+async def _meet_somebody(network: Network) -> None:
+    """Waits until multicast has found a peer. Raises DiscoveryError when there is none on this network."""
+    with trio.move_on_after(MDNS_TIMEOUT_S):
+        while not network.connected_peers():
+            await trio.sleep(0.1)
+        return
+    raise DiscoveryError(
+        f"no peer answered on the local network within {MDNS_TIMEOUT_S:g} s",
+        remedy="start hosts with --mdns, or give an address: --bootstrap ADDRESS",
+    )

@@ -120,7 +120,7 @@ class _Service(session_pb2_grpc.SessionServicer):
 async def hold(order: Order, files: SessionFiles, service: _Service, on_ready: trio.Event) -> None:
     """Brings the cluster up and holds it until the session ends. Raises EdgeErrors when it breaks."""
     paths = default_paths()
-    options = RequesterOptions(order.bootstrap, "none" if order.isolation == "none" else "bwrap")
+    options = RequesterOptions(order.bootstrap, order.mdns, "none" if order.isolation == "none" else "bwrap")
     wanted = Wanted(
         tensor_parallel=order.tensor_parallel,
         pipeline_parallel=order.pipeline_parallel,

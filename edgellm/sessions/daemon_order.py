@@ -13,6 +13,7 @@ class Order(msgspec.Struct, frozen=True):
     directory: str
     bootstrap: tuple[str, ...]
     idle_s: float
+    mdns: bool = False
     isolation: str = "bwrap"
     tensor_parallel: int | None = None
     pipeline_parallel: int | None = None
