@@ -34,7 +34,7 @@ def require_bootstrap(said: Sequence[str], state: Path, *, mdns: bool) -> tuple[
     if not addresses and not mdns:
         raise UsageError(
             "no peer of the swarm is known yet",
-            remedy=f"give the address that a host prints: --bootstrap ADDRESS (it is remembered), or use --mdns",
+            remedy="give the address that a host prints: --bootstrap ADDRESS (it is remembered), or use --mdns",
         )
     return addresses
 

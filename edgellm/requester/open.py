@@ -23,7 +23,6 @@ from edgellm.p2p.node import NodeConfig, open_node
 from edgellm.paths import Paths
 from edgellm.requester.ask import Requester
 
-
 MDNS_TIMEOUT_S = 8.0
 
 
