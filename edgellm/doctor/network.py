@@ -1,0 +1,85 @@
+"""Can peers reach this machine's ports, and can it reach the peers that it joins the swarm through?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+from multiaddr import Multiaddr
+from multiaddr.exceptions import Error as MultiaddrError
+
+from edgellm.doctor.check import Check, Examination, fail, ok, warn
+from edgellm.doctor.system import System
+
+CONNECT_TIMEOUT_S = 3.0
+_HOSTS = ("ip4", "ip6", "dns4", "dns6", "dns")
+_MOST_AT_ONCE = 16
+
+
+def check_network(system: System, examination: Examination) -> Iterator[Check]:
+    """The ports to listen on are free; each bootstrap peer answers a TCP connection."""
+    if not examination.listen:
+        yield ok("port", "any free one will be used")
+    for address in examination.listen:
+        yield _listen(system, address)
+    if not examination.bootstrap:
+        yield warn(
+            "reachability",
+            "skipped: no bootstrap peer is configured, so only peers on this machine and network can be found",
+            "edgellm doctor --bootstrap MULTIADDR  (a host prints its own when it starts)",
+        )
+        return
+    with ThreadPoolExecutor(min(_MOST_AT_ONCE, len(examination.bootstrap))) as threads:
+        yield from threads.map(lambda address: _reach(system, address), examination.bootstrap)
+
+
+def tcp_endpoint(address: str) -> tuple[str, int] | None:
+    """The (host, port) of a TCP multiaddr; None when it is malformed or of another transport."""
+    try:
+        multiaddr = Multiaddr(address)
+        names = [protocol.name for protocol in multiaddr.protocols()]
+        # A relayed address begins with that of the relay, which is the one to connect to.
+        if len(names) < 2 or names[0] not in _HOSTS or names[1] != "tcp":
+            return None
+        return str(multiaddr.value_for_protocol(names[0])), int(str(multiaddr.value_for_protocol("tcp")))
+    except (MultiaddrError, ValueError):
+        return None
+
+
+def _listen(system: System, address: str) -> Check:
+    endpoint = tcp_endpoint(address)
+    if endpoint is None:
+        return fail("port", f"{address} is no TCP multiaddr", "--listen /ip4/0.0.0.0/tcp/4001")
+    host, port = endpoint
+    error = system.listen_error(host, port)
+    if not error:
+        return ok("port", f"{port} on {host} is free" if port else f"any free one on {host}")
+    if "in use" in error:
+        see = f"ss -ltnp 'sport = :{port}'"
+        return fail(
+            "port", f"{port} is taken", f"{see}  shows by whom; or --listen another one, or tcp/0 for any"
+        )
+    if "Permission" in error:
+        return fail("port", f"{port} may not be listened on by this user", "--listen a port above 1023")
+    return fail(
+        "port",
+        f"cannot listen on {host} port {port}: {error}",
+        "ip -brief address  shows what can be listened on",
+    )
+
+
+def _reach(system: System, address: str) -> Check:
+    endpoint = tcp_endpoint(address)
+    if endpoint is None:
+        example = "/ip4/198.51.100.7/tcp/4001/p2p/12D3Koo..."
+        return fail(
+            "reachability", f"{address} is no TCP multiaddr", f"give it as the host prints it: {example}"
+        )
+    host, port = endpoint
+    if error := system.connect_error(host, port, CONNECT_TIMEOUT_S):
+        return fail(
+            "reachability",
+            f"{address} does not answer: {error}",
+            f"nc -vz {host} {port}  from here; on that machine: is edgellm running, is TCP port {port} open in its firewall?",
+        )
+    return ok("reachability", f"{address} answers")
