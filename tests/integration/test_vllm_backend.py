@@ -224,12 +224,14 @@ def test_two_ranks_on_one_host_say_what_one_process_says(
     assert placement(events) == [(0, worker_address(1), 0, LAYERS), (1, worker_address(1), 0, LAYERS)]
     begun = time.monotonic()
     tokens, _, _ = answer(running, question("sharded", PROMPTS[0]))
-    # Its first generation must not stall (ranks that spin on each other with more threads than cores do).
-    assert time.monotonic() - begun < 15
+    # Nothing may be compiled on the way: that takes each rank more than ten seconds, the first time.
+    assert time.monotonic() - begun < 6
     assert tuple(tokens[:32]) == alone[0].token_ids[:32]
 
 
-def test_a_dead_rank_ends_requests_instead_of_hanging_them(shards: tuple[Cluster, list[pb.LoadEvent]]) -> None:
+def test_a_dead_rank_ends_requests_instead_of_hanging_them(
+    shards: tuple[Cluster, list[pb.LoadEvent]],
+) -> None:
     running, _ = shards
     call = running.stub.Generate(question("orphan", PROMPTS[0], max_tokens=200), timeout=60)
     next(call)

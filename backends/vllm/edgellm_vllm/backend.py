@@ -73,6 +73,9 @@ class VllmBackend:
         if member.device_kind == "cpu":
             environment[PLATFORM_SWITCH] = "cpu"
             environment["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
+            # Execution is eager on CPU, yet vLLM compiles a few functions on first use (tensor parallelism's embedding
+            # mask), each with a C++ compiler that a cell may lack and that takes 12 s of each rank's first answer.
+            environment["TORCH_COMPILE_DISABLE"] = "1"
         else:
             # vLLM maps ranks to devices itself; set for the whole node, actors need no runtime environment of their
             # own, for which Ray would start (and import into) another worker.
