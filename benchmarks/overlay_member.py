@@ -22,10 +22,10 @@ from edgellm.overlay.overlay import (
     MemberIdentity,
     OverlayMember,
     OverlaySpec,
-    Stream,
     bind_listener,
     open_overlay,
 )
+from edgellm.p2p.network import Stream
 
 TRAFFIC = Path("/overlay_traffic.py")
 

@@ -22,16 +22,15 @@ from edgellm.overlay.address import check_members
 from edgellm.overlay.carrier import CarrierSettings, MemberSettings
 from edgellm.overlay.handover import BadMessage, Kind, Message
 from edgellm.overlay.identity import MemberIdentity, make_member_identity
-from edgellm.overlay.streams import PROTOCOL_ID, Stream, join_stream
+from edgellm.overlay.streams import join_stream
+from edgellm.p2p.network import Stream
 
 __all__ = [
-    "PROTOCOL_ID",
     "MemberIdentity",
     "OpenStream",
     "Overlay",
     "OverlayMember",
     "OverlaySpec",
-    "Stream",
     "bind_listener",
     "make_member_identity",
     "open_overlay",

@@ -79,10 +79,10 @@ class Redirector:
                 return True
             (port,) = struct.unpack_from("!H", wanted, 2)
             address = ipaddress.IPv4Address(wanted[4:8])
+            # Whatever happens before the carrier has it, the program shall not take for an orderly end.
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
             if self._joined and address in self._subnet:
                 handover.send(self._channel, Message(Kind.OUTBOUND, port, str(address)), client)
-            else:
-                client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
         return True
 
     def _connect(self) -> bool:

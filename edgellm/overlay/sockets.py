@@ -13,7 +13,7 @@ from typing import TypeVar
 
 import trio
 
-_RESET_ON_CLOSE = struct.pack("ii", 1, 0)
+_RESET_ON_CLOSE, _END_ON_CLOSE = struct.pack("ii", 1, 0), struct.pack("ii", 0, 0)
 # A peer that vanished without a word: first probe after 10 s of silence, given up 20 s after that.
 _KEEPALIVE = ((socket.TCP_KEEPIDLE, 10), (socket.TCP_KEEPINTVL, 5), (socket.TCP_KEEPCNT, 4))
 _USER_TIMEOUT_MS = 30_000
@@ -22,8 +22,12 @@ T = TypeVar("T")
 
 
 def prepare_tcp(tcp: socket.socket) -> socket.socket:
-    """Non-blocking, no Nagle, dead peers noticed within about 30 s. Returns the same socket."""
+    """Non-blocking, no Nagle, dead peers noticed within about 30 s. Returns the same socket.
+
+    If this process dies, the other end sees a reset and no orderly end.
+    """
     tcp.setblocking(False)
+    tcp.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
     tcp.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     tcp.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for option, value in _KEEPALIVE:
@@ -37,8 +41,9 @@ def close_socket(closing: socket.socket, *, reset: bool = False) -> None:
     if closing.fileno() < 0:
         return
     trio.lowlevel.notify_closing(closing)
-    if reset and closing.family != socket.AF_UNIX:
-        closing.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+    if closing.family != socket.AF_UNIX:
+        linger = _RESET_ON_CLOSE if reset else _END_ON_CLOSE
+        closing.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
     closing.close()
 
 

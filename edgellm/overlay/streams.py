@@ -7,28 +7,15 @@ what is under way, so this side can always go on reading, as py-libp2p demands.
 from __future__ import annotations
 
 import socket
-from typing import Protocol
 
 import trio
 
 from edgellm.errors import NetworkError
 from edgellm.overlay.framing import MAX_DATA_BYTES
-
-PROTOCOL_ID = "/edgellm/overlay/1"
+from edgellm.p2p.network import Stream
 
 # The carrier always reads; a write that it does not take for so long means that it is stuck.
 _CARRIER_STUCK_S = 10.0
-
-
-class Stream(Protocol):
-    """A libp2p stream as the overlay uses it. `receive_some` returns b"" at the end."""
-
-    @property
-    def peer(self) -> str: ...
-    async def send_all(self, data: bytes) -> None: ...
-    async def receive_some(self, max_bytes: int) -> bytes: ...
-    async def aclose(self) -> None: ...
-    async def reset(self) -> None: ...
 
 
 async def join_stream(stream: Stream, carrier: socket.socket) -> None:

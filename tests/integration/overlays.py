@@ -11,18 +11,24 @@ from typing import Literal
 import trio
 import trio.testing
 
+from edgellm.cluster.switchboard import Switchboard
 from edgellm.overlay.address import member_addresses
 from edgellm.overlay.overlay import (
+    OpenStream,
     Overlay,
     OverlayMember,
     OverlaySpec,
-    Stream,
     bind_listener,
     make_member_identity,
     open_overlay,
 )
+from edgellm.p2p.identity import Identity
+from edgellm.p2p.network import Stream
+from edgellm.p2p.node import NodeConfig, open_node
+from edgellm.types.plan import ClusterPlan, Member
 
-Way = Literal["tls", "stream"]
+# Sealed links; streams in memory; streams of real libp2p nodes.
+Way = Literal["tls", "stream", "libp2p"]
 SUBNET = "10.88.7.0/24"
 
 
@@ -37,15 +43,17 @@ class RunningMember:
 class PipeStream:
     """One end of a stream in memory."""
 
-    peer = "the other end"
-
-    def __init__(self, stream: trio.testing.MemoryReceiveStream, to: trio.testing.MemorySendStream) -> None:
+    def __init__(self, stream: trio.abc.ReceiveStream, to: trio.abc.SendStream) -> None:
         self._stream = trio.StapledStream(to, stream)
 
-    async def send_all(self, data: bytes) -> None:
+    @property
+    def peer(self) -> str:
+        return "the other end"
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         await self._stream.send_all(data)
 
-    async def receive_some(self, max_bytes: int) -> bytes:
+    async def receive_some(self, max_bytes: int = 65536) -> bytes:
         return bytes(await self._stream.receive_some(max_bytes))
 
     async def aclose(self) -> None:
@@ -63,7 +71,7 @@ def stream_pair() -> tuple[PipeStream, PipeStream]:
 
 @asynccontextmanager
 async def members(tmp_path: Path, count: int = 2, way: Way = "tls") -> AsyncIterator[list[RunningMember]]:
-    """`count` members. With way "stream" nobody has an endpoint, so all goes over streams in memory."""
+    """`count` members. Unless the way is "tls" nobody has an endpoint, so that all goes over streams."""
     addresses = member_addresses(7, count)
     identities = [make_member_identity() for _ in range(count)]
     listeners = [bind_listener("127.0.0.1") for _ in range(count)]
@@ -72,13 +80,16 @@ async def members(tmp_path: Path, count: int = 2, way: Way = "tls") -> AsyncIter
         OverlayMember(address, identity.certificate_der, (endpoint,) if way == "tls" else ())
         for address, identity, endpoint in zip(addresses, identities, endpoints, strict=True)
     )
-    running: dict[str, RunningMember] = {}
+    running: list[RunningMember] = []
     async with trio.open_nursery() as nursery, AsyncExitStack() as stack:
+        stack.callback(nursery.cancel_scope.cancel)
+        nodes = await _nodes(stack, addresses) if way == "libp2p" else None
 
-        def opener(source: str):  # type: ignore[no-untyped-def]
+        def in_memory(source: str) -> OpenStream:
             async def open_stream(address: str, port: int) -> Stream:
                 ours, theirs = stream_pair()
-                nursery.start_soon(running[address].overlay.accept_stream, theirs, source, port)
+                member = next(member for member in running if member.address == address)
+                nursery.start_soon(member.overlay.accept_stream, theirs, source, port)
                 return ours
 
             return open_stream
@@ -86,11 +97,47 @@ async def members(tmp_path: Path, count: int = 2, way: Way = "tls") -> AsyncIter
         for index, address in enumerate(addresses):
             runtime = tmp_path / str(index)
             runtime.mkdir()
+            if nodes:
+                switchboard, cluster = nodes[index]
+                opener = switchboard.opener(cluster, address)
+            else:
+                opener = in_memory(address)
             overlay = await stack.enter_async_context(
-                open_overlay(
-                    OverlaySpec(address, plan), runtime, listeners[index], identities[index], opener(address)
-                )
+                open_overlay(OverlaySpec(address, plan), runtime, listeners[index], identities[index], opener)
             )
-            running[address] = RunningMember(address, runtime, overlay, endpoints[index])
-        stack.callback(nursery.cancel_scope.cancel)
-        yield [running[address] for address in addresses]
+            if nodes:
+                stack.enter_context(switchboard.connect(cluster, address, overlay))
+            running.append(RunningMember(address, runtime, overlay, endpoints[index]))
+        yield running
+
+
+async def _nodes(stack: AsyncExitStack, addresses: tuple[str, ...]) -> list[tuple[Switchboard, ClusterPlan]]:
+    """A libp2p node for each address, and the plan that they are members of."""
+    networks = [
+        await stack.enter_async_context(
+            open_node(NodeConfig(Identity.generate(), listen=("/ip4/127.0.0.1/tcp/0",)))
+        )
+        for _ in addresses
+    ]
+    plan = ClusterPlan(
+        cluster="07",
+        digest="",
+        tensor_parallel=1,
+        members=tuple(
+            Member(
+                peer=network.peer,
+                address=address,
+                overlay_certificate=b"",
+                overlay_endpoints=(),
+                addresses=tuple(said.rsplit("/p2p/", 1)[0] for said in network.addresses),
+            )
+            for network, address in zip(networks, addresses, strict=True)
+        ),
+        fabric="overlay",
+        max_model_len=0,
+        kv_cache_bytes=0,
+        subnet=SUBNET,
+        cluster_token="",
+        issued_at=0.0,
+    )
+    return [(Switchboard(network), plan) for network in networks]
