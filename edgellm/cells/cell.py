@@ -97,25 +97,27 @@ class Cell:
         The kernel lets that process go only after every other process of the namespace.
         """
         status = first_process = None
-        try:
-            if status_fd is not None:
-                # Kept open: bwrap reports the exit status there in the end, and would die of SIGPIPE.
-                status = trio.lowlevel.FdStream(status_fd)
-                said = await status.receive_some(4096)
-                with contextlib.suppress(ValueError, LookupError, ProcessLookupError):
-                    first_process = os.pidfd_open(json.loads(said.splitlines()[0])["child-pid"])
-            for pidfd in (os.pidfd_open(self._process.pid), first_process):
-                if pidfd is not None:
-                    try:
-                        await trio.lowlevel.wait_readable(pidfd)
-                    finally:
-                        trio.lowlevel.notify_closing(pidfd)
-                        os.close(pidfd)
-            self._process.wait()
-        finally:
-            self._gone.set()
-            if status is not None:
-                await status.aclose()
+        # Whoever cancels kills, in `open_cell`: the process is still to be waited for, or it stays as a zombie.
+        with trio.CancelScope(shield=True):
+            try:
+                if status_fd is not None:
+                    # Kept open: bwrap reports the exit status there in the end, and would die of SIGPIPE.
+                    status = trio.lowlevel.FdStream(status_fd)
+                    said = await status.receive_some(4096)
+                    with contextlib.suppress(ValueError, LookupError, ProcessLookupError):
+                        first_process = os.pidfd_open(json.loads(said.splitlines()[0])["child-pid"])
+                for pidfd in (os.pidfd_open(self._process.pid), first_process):
+                    if pidfd is not None:
+                        try:
+                            await trio.lowlevel.wait_readable(pidfd)
+                        finally:
+                            trio.lowlevel.notify_closing(pidfd)
+                            os.close(pidfd)
+                self._process.wait()
+            finally:
+                self._gone.set()
+                if status is not None:
+                    await status.aclose()
 
     async def _read_events(self, fd: int) -> None:
         async with trio.lowlevel.FdStream(fd) as stdout, self._send_events:
@@ -169,9 +171,9 @@ async def open_cell(spec: CellSpec) -> AsyncIterator[Cell]:
     with unwrapped():
         async with trio.open_nursery() as nursery:
             nursery.start_soon(cell._watch, status_fd)
-            nursery.start_soon(cell._read_events, _take(process.stdout))
-            nursery.start_soon(cell._read_stderr, _take(process.stderr))
             try:
+                nursery.start_soon(cell._read_events, _take(process.stdout))
+                nursery.start_soon(cell._read_stderr, _take(process.stderr))
                 with trio.move_on_after(_READY_TIMEOUT_S):
                     await cell._ready.wait()
                 event = cell._first_event
