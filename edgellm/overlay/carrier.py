@@ -16,6 +16,7 @@ import json
 import resource
 import socket
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 
 import msgspec
@@ -81,13 +82,24 @@ class Carrier:
         self._listener.setblocking(False)
         self._node.setblocking(False)
         async with trio.open_nursery() as nursery:
-            self._nursery = nursery
             self._dialler = Dialler(self._identity, nursery)
+            await nursery.start(self._own_connections)
             nursery.start_soon(self._cell.serve, self._outbound)
             nursery.start_soon(self._accept_links)
             nursery.start_soon(self._report)
             await self._serve_node()
             nursery.cancel_scope.cancel()
+
+    async def _own_connections(self, task_status: trio.TaskStatus[None]) -> None:
+        """The nursery of all connections, a new one for each cell: they end when their cell does."""
+        async with trio.open_nursery() as self._carrying:
+            task_status.started()
+            await self._cell.wait_gone()
+            self._carrying.cancel_scope.cancel()
+        while True:
+            async with trio.open_nursery() as self._carrying:
+                await self._cell.wait_gone()
+                self._carrying.cancel_scope.cancel()
 
     async def _outbound(self, cell: socket.socket, address: str, port: int) -> None:
         """A connection that the cell makes."""
@@ -95,33 +107,34 @@ class Carrier:
         if member is None or self._connections.available_tokens < 1:
             close_socket(cell, reset=True)
         else:
-            self._nursery.start_soon(self._carry_out, cell, member, port)
+            self._carrying.start_soon(self._carry_out, cell, member, port)
 
     async def _carry_out(self, cell: socket.socket, member: _Member, port: int) -> None:
-        async with self._connections:
-            try:
-                link = await self._dialler.open(member.link, port)
-            except Refused:
-                close_socket(cell, reset=True)
-            except Unreachable:
-                await self._carry_out_by_stream(cell, member, port)
-            else:
-                traffic = member.by_way["tls"]
-                traffic.connections += 1
-                await pump(cell, link.tcp, link.keys, traffic)
+        with _resetting(cell):
+            async with self._connections:
+                try:
+                    link = await self._dialler.open(member.link, port)
+                except Refused:
+                    return
+                except Unreachable:
+                    await self._carry_out_by_stream(cell, member, port)
+                else:
+                    traffic = member.by_way["tls"]
+                    traffic.connections += 1
+                    await pump(cell, link.tcp, link.keys, traffic)
 
     async def _carry_out_by_stream(self, cell: socket.socket, member: _Member, port: int) -> None:
         ours, nodes = socket.socketpair()
         connection = FramedConnection(ours)
-        with nodes:
-            await self._tell_node(Message(Kind.OUTBOUND, port, member.link.address), nodes)
-        if await connection.wait_opened():
-            traffic = member.by_way["stream"]
-            traffic.connections += 1
-            await connection.pump(cell, traffic)
-        else:
+        try:
+            with nodes:
+                await self._tell_node(Message(Kind.OUTBOUND, port, member.link.address), nodes)
+            if await connection.wait_opened():
+                traffic = member.by_way["stream"]
+                traffic.connections += 1
+                await connection.pump(cell, traffic)
+        finally:
             connection.close()
-            close_socket(cell, reset=True)
 
     async def _accept_links(self) -> None:
         by_certificate = {member.link.certificate_der: member.link for member in self._members.values()}
@@ -148,7 +161,7 @@ class Carrier:
             if self._connections.available_tokens < 1:
                 close_socket(tcp, reset=True)
             else:
-                self._nursery.start_soon(accept, tcp)
+                self._carrying.start_soon(accept, tcp)
 
     async def _serve_node(self) -> None:
         while True:
@@ -163,23 +176,24 @@ class Carrier:
                 return
             message, stream = received
             if stream is not None:
-                self._nursery.start_soon(self._carry_in, FramedConnection(stream), message)
+                self._carrying.start_soon(self._carry_in, FramedConnection(stream), message)
 
     async def _carry_in(self, connection: FramedConnection, message: Message) -> None:
         """A libp2p stream from another member."""
         member = self._members.get(message.address)
-        cell = None
         try:
             async with self._connections:
                 cell = await self._cell.connect(message.port) if member is not None else None
-                await connection.answer(cell is not None)
-                if cell is not None and member is not None:
+                if cell is None or member is None:
+                    await connection.answer(opened=False)
+                    return
+                with _resetting(cell):
+                    await connection.answer(opened=True)
                     traffic = member.by_way["stream"]
                     traffic.connections += 1
                     await connection.pump(cell, traffic)
         except OSError:
-            if cell is not None:
-                close_socket(cell, reset=True)
+            pass  # The node closed the stream meanwhile.
         finally:
             connection.close()
 
@@ -205,6 +219,15 @@ class Carrier:
                 _print({"event": "stats", "members": stats})
                 reported = stats
             await trio.sleep(_REPORT_S)
+
+
+@contextlib.contextmanager
+def _resetting(cell: socket.socket) -> Iterator[None]:
+    """Resets `cell` at the end unless it has been closed in order by then."""
+    try:
+        yield
+    finally:
+        close_socket(cell, reset=True)
 
 
 def main() -> None:

@@ -26,7 +26,7 @@ class CellSide:
     def __init__(self, listener: socket.socket) -> None:
         self._listener = listener
         self._channels: list[socket.socket] = []
-        self._joined = trio.Event()
+        self._joined, self._gone = trio.Event(), trio.Event()
         self._waiting: dict[int, trio.MemorySendChannel[socket.socket | None]] = {}
         self._numbers = itertools.cycle(range(1, 1 << 32))
 
@@ -51,6 +51,13 @@ class CellSide:
                 self._channels.append(channel)
                 self._joined.set()
                 nursery.start_soon(self._receive, channel, outbound)
+
+    async def wait_gone(self) -> None:
+        """Return when the redirector next ends, and with it the cell; another one may join afterwards.
+
+        Its connections do not end by themselves: the interface that they would do it through went with it.
+        """
+        await self._gone.wait()
 
     async def connect(self, port: int) -> socket.socket | None:
         """A socket connected to `port` of the cell's own address; None where nothing listens there."""
@@ -97,6 +104,9 @@ class CellSide:
         finally:
             self._channels.remove(channel)
             close_socket(channel)
+            if not self._channels:
+                self._gone.set()
+                self._joined, self._gone = trio.Event(), trio.Event()
 
     async def _handle(
         self, message: Message, passed: socket.socket | None, outbound: OutboundHandler

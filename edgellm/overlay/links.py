@@ -81,15 +81,13 @@ class Dialler:
             try:
                 link = await _ask_to_open(idle, port)
             except (OSError, trio.TooSlowError):
-                close_socket(idle)  # It died while idle; nothing of this connection was on it yet.
-                continue
+                continue  # It died while idle; nothing of this connection was on it yet.
             self._nursery.start_soon(self._refill, member)
             return link
         tls = await self._dial(member)
         try:
             link = await _ask_to_open(tls, port)
         except (OSError, trio.TooSlowError) as error:
-            close_socket(tls)
             raise Unreachable(f"{member.address}: {error}") from error
         self._nursery.start_soon(self._refill, member)
         return link
@@ -214,17 +212,20 @@ async def _dial_endpoint(
 
 
 async def _ask_to_open(tls: ssl.SSLSocket, port: int) -> Link:
+    """Closes `tls` unless it becomes the link. Raises `Refused`, `OSError`, `trio.TooSlowError`."""
     keys = LinkKeys.make()
-    with trio.fail_after(_OPEN_TIMEOUT_S):
-        message = _OPEN.pack(port, keys.forward, keys.backward)
-        await when_ready(tls, lambda: tls.send(message))
-        answer = await when_ready(tls, lambda: tls.recv(1))
-    if answer == _REFUSED:
+    try:
+        with trio.fail_after(_OPEN_TIMEOUT_S):
+            message = _OPEN.pack(port, keys.forward, keys.backward)
+            await when_ready(tls, lambda: tls.send(message))
+            answer = await when_ready(tls, lambda: tls.recv(1))
+        if answer == _REFUSED:
+            raise Refused(f"port {port}")
+        if answer != _CONNECTED:
+            raise ConnectionResetError("the link ended before it was open")
+        return Link(_leave_tls(tls), keys)
+    finally:
         close_socket(tls)
-        raise Refused(f"port {port}")
-    if answer != _CONNECTED:
-        raise ConnectionResetError("the link ended before it was open")
-    return Link(_leave_tls(tls), keys)
 
 
 def _leave_tls(tls: ssl.SSLSocket) -> socket.socket:
