@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Protocol
 
 import psutil
+import structlog
 import trio
 
 from edgellm.cells.cell import default_environment, open_cell
@@ -21,6 +22,8 @@ from edgellm.cluster.switchboard import Switchboard
 from edgellm.engine.backend import Backend, DeviceKind, MemberSpec, Role
 from edgellm.overlay.overlay import OverlayMember, OverlaySpec, open_overlay
 from edgellm.types.plan import ClusterPlan, Member
+
+log = structlog.get_logger(__name__)
 
 HEAD_PORT = 6379
 """Ray's head; in a cell of its own every port is free."""
@@ -97,8 +100,11 @@ async def _open_member(
                     )
                 )
                 stack.enter_context(switchboard.connect(plan, own.address, overlay))
+            if machine.isolation == "none":
+                model_directory = stack.enter_context(_same_path_everywhere(plan.digest, model_directory))
             spec = _cell_spec(machine, plan, own, directory, model_directory)
             cell = await stack.enter_async_context(open_cell(spec))
+            stack.callback(lambda: log.debug("what a cell said", address=own.address, said=cell.stderr_tail()))
             yield RunningMember(cell, directory / ENGINE_SOCKET, str(spec.model_path))
 
 
@@ -111,6 +117,25 @@ def _private_directory(parent: Path) -> Iterator[Path]:
         yield directory
     finally:
         shutil.rmtree(directory, ignore_errors=True)
+
+
+@contextmanager
+def _same_path_everywhere(digest: str, model_directory: Path) -> Iterator[Path]:
+    """The model under a path that is the same on every member, as an engine's workers are told the head's.
+
+    A cell has /model for that; without one it is a link in /tmp, which a container has to itself. A directory with
+    weights takes the place of one without, so that a host and a head may share a container.
+    """
+    link = Path("/tmp") / f"edgellm-model-{digest[:16]}"
+    new = link.with_name(f"{link.name}.{secrets.token_hex(4)}")
+    if not link.is_dir() or any(model_directory.glob("*.safetensors")):
+        new.symlink_to(model_directory.resolve())
+        new.replace(link)
+    try:
+        yield link
+    finally:
+        if link.is_symlink() and link.readlink() == model_directory.resolve():
+            link.unlink(missing_ok=True)
 
 
 def _overlay_spec(plan: ClusterPlan, own: Member) -> OverlaySpec:

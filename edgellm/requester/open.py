@@ -24,6 +24,7 @@ from edgellm.paths import Paths
 from edgellm.requester.ask import Requester
 
 MDNS_TIMEOUT_S = 8.0
+MDNS_SETTLE_S = 1.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +76,8 @@ async def _meet_somebody(network: Network) -> None:
     with trio.move_on_after(MDNS_TIMEOUT_S):
         while not network.connected_peers():
             await trio.sleep(0.1)
+        # Others answer the same question at about the same time; peers that only just met know little of each other.
+        await trio.sleep(MDNS_SETTLE_S)
         return
     raise DiscoveryError(
         f"no peer answered on the local network within {MDNS_TIMEOUT_S:g} s",
