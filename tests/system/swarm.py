@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,9 +66,9 @@ class Swarm:
         argv += ["--memory", memory, "--threads", "1", "--grace", "0", *options]
         return Host(machine, machine.start(argv, env=env))
 
-    def hosts(self, *names: str, options: Sequence[str] = (), **keywords: Any) -> list[Host]:
+    def start_hosts(self, *names: str) -> list[Host]:
         """New machines that lend, ready."""
-        started = [self.start_host(self.machine(name), *options, **keywords) for name in names]
+        started = [self.start_host(self.machine(name)) for name in names]
         return [host.wait_ready() for host in started]
 
     def command(self, verb: str, *words: str) -> list[str]:
