@@ -18,6 +18,7 @@ Inside vLLM's own processes:
 * `executor`: Ray executor that puts rank r where the plan says. `placement`: what each rank reports about itself.
 * `preload`: what Ray's worker process imports before it has work.
 * `platform`, `worker`, `communicator`: what vLLM's CPU backend lacks to run over Ray; unused with CUDA.
+* `cuda_head`: vLLM's CUDA platform for a head that has no GPU.
 """
 
 from __future__ import annotations
@@ -25,9 +26,14 @@ from __future__ import annotations
 import os
 
 PLATFORM_SWITCH = "EDGELLM_VLLM_PLATFORM"
-"""Set to "cpu" by the backend: vLLM in any other program of this environment keeps its own platform."""
+"""Set by the backend to a key of `_PLATFORMS`: vLLM in any other program of this environment keeps its own platform."""
+
+_PLATFORMS = {
+    "cpu": "edgellm_vllm.platform.RayCpuPlatform",
+    "cuda-head": "edgellm_vllm.cuda_head.HeadCudaPlatform",
+}
 
 
 def platform_plugin() -> str | None:
     """vLLM's platform plugin hook: the class to use, or None to leave vLLM alone."""
-    return "edgellm_vllm.platform.RayCpuPlatform" if os.environ.get(PLATFORM_SWITCH) == "cpu" else None
+    return _PLATFORMS.get(os.environ.get(PLATFORM_SWITCH, ""))

@@ -81,6 +81,8 @@ class VllmBackend:
             # own, for which Ray would start (and import into) another worker.
             environment["RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES"] = "1"
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(member.devices)
+            if member.role == "head":
+                environment[PLATFORM_SWITCH] = "cuda-head"
         return environment
 
     def read_only_paths(self) -> tuple[Path, ...]:

@@ -8,7 +8,7 @@ import torch.distributed
 from vllm.distributed.device_communicators.cpu_communicator import CpuCommunicator
 
 
-class CellAwareCpuCommunicator(CpuCommunicator):  # type: ignore[misc, unused-ignore]
+class CellAwareCpuCommunicator(CpuCommunicator):
     """vLLM's own takes shared memory whenever all ranks agree on its name, which they also do across machines."""
 
     def _all_group_ranks_share_shm_group_name(self) -> bool:

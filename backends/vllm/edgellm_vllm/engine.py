@@ -147,6 +147,9 @@ def _build(request: pb.LoadRequest, addresses: list[str]) -> AsyncLLM:
         options["max_model_len"] = request.max_model_len
     if current_platform.is_cpu():
         options["enforce_eager"] = True
+    else:
+        # Compiling takes a minute that a single answer never earns back; graphs of decode steps take seconds.
+        options["compilation_config"] = {"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY"}
     arguments = AsyncEngineArgs(
         model=request.model_path,
         served_model_name=request.served_model_name or None,

@@ -24,7 +24,7 @@ def placement_config(addresses_by_rank: list[str]) -> dict[str, Any]:
     return {_CONFIG_KEY: {"addresses": addresses_by_rank}}
 
 
-class PlacedRayExecutor(RayExecutorV2):  # type: ignore[misc, unused-ignore]
+class PlacedRayExecutor(RayExecutorV2):
     """Waits for the members, reserves a device of the planned member for each rank, and tells how bring-up goes."""
 
     def _init_executor(self) -> None:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import multiprocessing
 import os
 import signal
-import sys
+from typing import NoReturn
 
 # gRPC may poll in its own threads when the engine core is forked; the child never uses gRPC, so nothing is to be done
 # for it, and gRPC's own handling would make the fork wait for calls in flight.
@@ -50,28 +51,32 @@ def _forget_signals() -> None:
     signal.set_wakeup_fd(-1)
 
 
-async def _run(options: argparse.Namespace, events: EventStream) -> int:
+async def _run(options: argparse.Namespace, events: EventStream) -> NoReturn:
     port = int(options.head.rpartition(":")[2])
     task = asyncio.create_task(_serve(options.address, port, options.socket, events))
     os.register_at_fork(after_in_child=_forget_signals)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, task.cancel)
+    status = 1
     try:
         await task
     except asyncio.CancelledError:
-        return 0
-    return 1
+        status = 0
+    # At once: a bring-up in its thread cannot be stopped, and asyncio and multiprocessing would wait for it.
+    for engine_core in multiprocessing.active_children():
+        engine_core.kill()
+    os._exit(status)
 
 
-def main() -> int:
+def main() -> None:
     """Exit status: 0 after SIGTERM or SIGINT, 1 when Ray ended."""
     parser = argparse.ArgumentParser(prog="edgellm_vllm.head", description=__doc__)
     parser.add_argument("--address", required=True, help="own IP address in the cluster")
     parser.add_argument("--head", required=True, help="ADDRESS:PORT of the head's Ray: this member's own")
     parser.add_argument("--socket", required=True, help="Unix socket to serve gRPC on")
-    return asyncio.run(_run(parser.parse_args(), EventStream()))
+    asyncio.run(_run(parser.parse_args(), EventStream()))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

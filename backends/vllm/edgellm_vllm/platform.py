@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from vllm.config import VllmConfig
 
 
-class RayCpuPlatform(CpuPlatform):  # type: ignore[misc, unused-ignore]
+class RayCpuPlatform(CpuPlatform):
     """A rank takes one "GPU" of its Ray node, which is how members offer CPU ranks (`ray start --num-gpus`)."""
 
     ray_device_key = "GPU"

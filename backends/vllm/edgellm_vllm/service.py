@@ -110,7 +110,9 @@ class BackendService(backend_pb2_grpc.BackendServicer):
             return State.LOADING
         if self._engine is not None:
             return State.READY
-        return State.IDLE if self._imported.done() else State.STARTING
+        if not self._imported.done():
+            return State.STARTING
+        return State.FAILED if self._imported.exception() else State.IDLE
 
     async def _load(self, request: pb.LoadRequest, phases: asyncio.Queue[pb.Phase | None]) -> pb.Loaded:
         def phase(name: str, detail: str = "") -> None:

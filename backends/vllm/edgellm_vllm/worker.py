@@ -7,7 +7,7 @@ from vllm.v1.worker.cpu_worker import CPUWorker
 from vllm.v1.worker.worker_base import CompilationTimes
 
 
-class RayCpuWorker(CPUWorker):  # type: ignore[misc, unused-ignore]
+class RayCpuWorker(CPUWorker):
     """Allocates what vLLM's warm-up would have: with eager execution it is skipped on CPU."""
 
     def compile_or_warm_up_model(self) -> CompilationTimes:
