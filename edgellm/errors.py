@@ -5,6 +5,7 @@ One place (`edgellm.cli._errors`) turns them into a line on stderr and an exit c
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -68,23 +69,41 @@ class SessionError(EdgeError):
     """A session does not exist, is closed, or could not be opened."""
 
 
+class DiskFull(EdgeError):
+    """Something could not be written because the disk, or the user's share of it, is full."""
+
+
 @contextmanager
 def unwrapped() -> Iterator[None]:
-    """Raises an EdgeError that comes out of a nursery by itself instead of inside exception groups.
+    """Raises an EdgeError that comes out of a nursery by itself instead of inside exception groups, and DiskFull for the
+    operating system's own error.
 
     Nurseries wrap what their tasks raise; a group that holds any other kind of error goes on as it is, because a defect must
     never hide behind an expected error.
     """
     try:
         yield
+    except OSError as error:
+        if isinstance(expected := _expected(error), DiskFull):
+            raise expected from error
+        raise
     except BaseExceptionGroup as group:
-        leaves = list(_leaves(group))
+        leaves = [_expected(leaf) for leaf in _leaves(group)]
         first = leaves[0]
         if isinstance(first, EdgeError | KeyboardInterrupt) and all(
             isinstance(leaf, EdgeError | KeyboardInterrupt) for leaf in leaves
         ):
             raise first from group
         raise
+
+
+def _expected(error: BaseException) -> BaseException:
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return DiskFull(
+            f"the disk is full: {error.filename or 'a file'} could not be written",
+            remedy="free some space, or set EDGELLM_HOME to a directory on another disk",
+        )
+    return error
 
 
 def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:

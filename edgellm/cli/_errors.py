@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import sys
 import traceback
@@ -41,15 +40,6 @@ def told(run: Callable[[], object]) -> int:
         # Whoever read our output has left; so do we, quietly, as `head` expects of its left-hand side.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
-            return _tell(
-                EdgeError(
-                    f"the disk is full: {error.filename or 'a write failed'}",
-                    remedy="free some space, or set EDGELLM_HOME to a directory on another disk",
-                )
-            )
-        raise
     return status if isinstance(status, int) else 0
 
 

@@ -46,14 +46,21 @@ def start_session(
 
     Raises the error that the daemon met, after which nothing of the session is left. If interrupted, the session is closed.
     """
-    with files.log.open("ab") as log:
-        daemon = subprocess.Popen(
-            [sys.executable, "-m", "edgellm.sessions.daemon"],
-            stdin=subprocess.PIPE,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
+    try:
+        with files.log.open("ab") as log:
+            # A disk that is full says so here, and not as a daemon that ends without a word.
+            log.write(b"starting\n")
+            log.flush()
+            daemon = subprocess.Popen(
+                [sys.executable, "-m", "edgellm.sessions.daemon"],
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+    except OSError:
+        registry.remove(order.name)
+        raise
     assert daemon.stdin is not None
     try:
         daemon.stdin.write(msgspec.json.encode(order))
