@@ -34,6 +34,8 @@ def bwrap_arguments(
         words += ["--unshare-net", "--cap-add", "CAP_NET_ADMIN"]
     words += ["--json-status-fd", status_fd]
 
+    # First, because an environment in /tmp must lie over it.
+    words += ["--perms", "1777", "--size", spec.tmp_bytes, "--tmpfs", "/tmp"]
     for mount in view.mounts:
         words += ["--ro-bind", mount.source, mount.target]
     for path, target in view.links:
@@ -44,7 +46,6 @@ def bwrap_arguments(
     # A node that runs as root is root to the kernel's sysctls inside as well, and bwrap leaves those writable.
     words += ["--ro-bind", "/proc/sys", "/proc/sys"]
     words += ["--perms", "1777", "--size", spec.shm_bytes, "--tmpfs", "/dev/shm"]
-    words += ["--perms", "1777", "--size", spec.tmp_bytes, "--tmpfs", "/tmp"]
     devices = (TUN_DEVICE, *spec.devices) if spec.fabric == "overlay" else spec.devices
     for device in devices:
         words += ["--dev-bind", device, device]
