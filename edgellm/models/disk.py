@@ -20,7 +20,7 @@ def disk_errors(doing: str, directory: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in _FULL:
+        if is_disk_full(error):
             raise disk_full(doing, directory) from error
         raise ModelError(
             f"{doing} failed: {error.strerror or error} ({error.filename or directory})",
@@ -28,9 +28,18 @@ def disk_errors(doing: str, directory: Path) -> Iterator[None]:
         ) from error
 
 
+def is_disk_full(error: BaseException | None) -> bool:
+    """Whether `error`, or one that caused it, is a full disk or an exhausted quota."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _FULL:
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
 def disk_full(doing: str, directory: Path, detail: str = "") -> ModelError:
     return ModelError(
-        f"{doing} failed: the disk that holds {directory} is full{detail}",
+        f"{doing} failed: the disk that holds {directory} is too full{detail}",
         remedy="free some space there, or choose another place (EDGELLM_HOME, HF_HOME)",
     )
 

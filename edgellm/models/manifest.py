@@ -13,17 +13,19 @@ import msgspec
 from edgellm.errors import ModelError, ProtocolViolation
 from edgellm.models.disk import disk_errors, write_atomically
 from edgellm.models.files import light_paths, weight_paths
-from edgellm.models.shape import read_shape
+from edgellm.models.shape import MAX_LAYERS, read_shape
 from edgellm.types.model import ModelFile, ModelManifest
 
 MAX_MANIFEST_BYTES = 1 << 20
 """A file takes about 150 bytes, so this is room for more than 5,000."""
 
+MAX_LIGHT_BYTES = 64 << 20
+"""All configuration and tokenizer files of a model together; the largest tokenizers have about 20 MB."""
+
 _FORMAT = "edgellm-manifest-1"
 _CACHED_FROM_BYTES = 8 << 20
 _MAX_COUNT = 1 << 53
 """Above, JSON readers of other languages lose digits."""
-_MAX_LAYERS = 4096
 
 _Key = tuple[str, int, int, int]
 
@@ -72,37 +74,43 @@ def decode_manifest(data: bytes) -> ModelManifest:
         manifest = msgspec.json.decode(data, type=ModelManifest)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ProtocolViolation(f"a peer sent something that is no model manifest: {error}") from error
-    _check(manifest)
+    check_manifest(manifest)
     if encode_manifest(manifest) != data:
         raise ProtocolViolation("a peer sent a model manifest that is not in canonical form")
     return manifest
 
 
-def check_path(path: str) -> None:
+def check_manifest(manifest: ModelManifest) -> None:
+    """Raises ProtocolViolation when a path, size, hash or count is impossible, or the light files are too large."""
+    paths = [file.path for file in manifest.files]
+    if paths != sorted(set(paths)):
+        raise ProtocolViolation("a peer's model manifest has unsorted or repeated files")
+    for file in manifest.files:
+        _check_path(file.path)
+        is_hash = len(file.sha256) == 64 and set(file.sha256) <= set("0123456789abcdef")
+        if not is_hash or not 0 <= file.size_bytes < _MAX_COUNT:
+            raise ProtocolViolation(f"a peer's model manifest has an impossible size or hash for {file.path}")
+    light_bytes = sum(file.size_bytes for file in manifest.light_files)
+    if light_bytes > MAX_LIGHT_BYTES:
+        raise ProtocolViolation(
+            f"a peer's model manifest has {light_bytes} bytes of configuration; the limit is {MAX_LIGHT_BYTES}"
+        )
+    shape = manifest.shape
+    sizes = (*shape.layer_bytes, shape.embedding_bytes, shape.head_bytes)
+    counts = (shape.attention_heads, shape.kv_heads, shape.head_dim, shape.element_bytes, shape.max_context)
+    if not 0 < shape.layers <= MAX_LAYERS or not all(0 <= size < _MAX_COUNT for size in sizes):
+        raise ProtocolViolation("a peer's model manifest has impossible layers")
+    if not all(0 < count < 1 << 31 for count in counts):
+        raise ProtocolViolation("a peer's model manifest has impossible heads or context")
+
+
+def _check_path(path: str) -> None:
     """Raises ProtocolViolation unless `path` is a plain file name: no directory, nothing hidden, nothing odd."""
     allowed = path.isascii() and path.isprintable() and 0 < len(path) <= 200
     if not allowed or path.startswith(".") or any(character in path for character in "/\\:"):
         raise ProtocolViolation(
             f"a peer's model manifest has a file {path[:80]!r}, which is no plain file name"
         )
-
-
-def _check(manifest: ModelManifest) -> None:
-    paths = [file.path for file in manifest.files]
-    if paths != sorted(set(paths)):
-        raise ProtocolViolation("a peer's model manifest has unsorted or repeated files")
-    for file in manifest.files:
-        check_path(file.path)
-        is_hash = len(file.sha256) == 64 and set(file.sha256) <= set("0123456789abcdef")
-        if not is_hash or not 0 <= file.size_bytes < _MAX_COUNT:
-            raise ProtocolViolation(f"a peer's model manifest has an impossible size or hash for {file.path}")
-    shape = manifest.shape
-    sizes = (*shape.layer_bytes, shape.embedding_bytes, shape.head_bytes)
-    counts = (shape.attention_heads, shape.kv_heads, shape.head_dim, shape.element_bytes, shape.max_context)
-    if not 0 < shape.layers <= _MAX_LAYERS or not all(0 <= size < _MAX_COUNT for size in sizes):
-        raise ProtocolViolation("a peer's model manifest has impossible layers")
-    if not all(0 < count < 1 << 31 for count in counts):
-        raise ProtocolViolation("a peer's model manifest has impossible heads or context")
 
 
 def _key(path: Path) -> _Key:

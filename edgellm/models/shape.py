@@ -17,6 +17,8 @@ from edgellm.types.model import ModelShape
 _MAX_HEADER_BYTES = 100_000_000
 """The limit of the safetensors format itself (github.com/huggingface/safetensors, "Format")."""
 
+MAX_LAYERS = 4096
+
 _LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks|block)\.(\d{1,5})\.")
 _EMBEDDING = re.compile(
     r"(?:^|\.)(?:embed_tokens|wte|wpe|embed_in|embed_positions|word_embeddings|tok_embeddings)\."
@@ -48,7 +50,7 @@ def read_shape(directory: Path) -> ModelShape:
     tensors = [tensor for path in weight_paths(directory) for tensor in read_header(path)]
     stored_output = any(_OUTPUT.search(tensor.name) for tensor in tensors)
     tied = config.tied_embeddings or not stored_output
-    layers = [0] * config.positive("num_hidden_layers", "n_layer", "num_layers", "n_layers")
+    layers = [0] * config.layers
     embedding_bytes = head_bytes = 0
     for tensor in tensors:
         layer = _LAYER.search(tensor.name)
@@ -150,6 +152,13 @@ class _Config:
             case [str(name), *_]:
                 return name
         raise self._wrong('has no "architectures"')
+
+    @property
+    def layers(self) -> int:
+        layers = self.positive("num_hidden_layers", "n_layer", "num_layers", "n_layers")
+        if layers > MAX_LAYERS:
+            raise self._wrong(f"says {layers} layers; the limit is {MAX_LAYERS}")
+        return layers
 
     @property
     def tied_embeddings(self) -> bool:
