@@ -60,6 +60,11 @@ def lacking_bytes(need: Footprint, seats: Sequence[Seat]) -> int:
     return need.tensor_parallel * sum(lacks)
 
 
+def largest_seats(need: Footprint, seats: Sequence[Seat], stages: int) -> tuple[Seat, ...]:
+    """The `stages` seats with the most memory, in pipeline order: where these are too small, all others are."""
+    return pipeline_order(need, sorted(seats, key=lambda s: (-s.memory_bytes, s.peer))[:stages])
+
+
 def pipeline_order(need: Footprint, seats: Sequence[Seat]) -> tuple[Seat, ...]:
     """The seats with embedding and head where they displace the fewest layers; between the ends, by peer id.
 

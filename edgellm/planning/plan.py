@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from edgellm.planning.eligible import by_engine, eligible
 from edgellm.planning.fit import Footprint
-from edgellm.planning.layers import lacking_bytes, pipeline_order, split_layers
+from edgellm.planning.layers import lacking_bytes, largest_seats, pipeline_order, split_layers
 from edgellm.planning.predict import decode_read_bytes, fixed_step_s, predict
 from edgellm.planning.refusal import check_counts, check_request, no_fit
 from edgellm.planning.seats import Seat
@@ -80,7 +80,7 @@ def _choose(need: Footprint, seats: Sequence[Seat], stages: int) -> tuple[Seat, 
     fastest_first = sorted(
         seats, key=lambda s: (read_bytes / stages / s.bandwidth_bytes_s + s.round_trip_s, s.peer)
     )
-    largest = pipeline_order(need, sorted(fastest_first, key=lambda s: -s.memory_bytes)[:stages])
+    largest = largest_seats(need, seats, stages)
     if lacking_bytes(need, largest):
         return None
     chosen, unused = fastest_first[:stages], fastest_first[stages:]

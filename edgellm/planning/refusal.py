@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from edgellm.errors import PlanError
 from edgellm.planning.eligible import names, who
 from edgellm.planning.fit import Footprint
-from edgellm.planning.layers import lacking_bytes, pack_layers, pipeline_order
+from edgellm.planning.layers import lacking_bytes, largest_seats, pack_layers
 from edgellm.planning.seats import Seat
 from edgellm.planning.shapes import shapes, splits_heads
 from edgellm.types.advert import Engine
@@ -92,8 +92,7 @@ class _Shortage:
 
 def _shortages(request: PlanRequest, engine: Engine, hosts: Sequence[Candidate]) -> Iterator[_Shortage]:
     for need, seats, stages in shapes(request, engine, hosts):
-        largest = sorted(seats, key=lambda s: (-s.memory_bytes, s.peer))[:stages]
-        yield _Shortage(need, pipeline_order(need, largest))
+        yield _Shortage(need, largest_seats(need, seats, stages))
 
 
 def _too_big(request: PlanRequest, shortage: _Shortage, offering: int) -> PlanError:
