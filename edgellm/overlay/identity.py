@@ -7,6 +7,7 @@ nothing. Both are forgotten with the lease.
 from __future__ import annotations
 
 import datetime
+import secrets
 from dataclasses import dataclass, field
 
 from cryptography import x509
@@ -36,7 +37,8 @@ class MemberIdentity:
 def make_member_identity() -> MemberIdentity:
     """A new identity on P-256, about 1 ms."""
     key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "edgellm overlay member")])
+    # OpenSSL looks trusted certificates up by name, and of several with one name it finds one.
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"edgellm {secrets.token_hex(16)}")])
     now = datetime.datetime.now(datetime.UTC)
     certificate = (
         x509.CertificateBuilder()

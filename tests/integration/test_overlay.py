@@ -507,7 +507,15 @@ time.sleep(3600)
 
         for member in three:
             nursery.start_soon(run, member)
+        with trio.fail_after(30):
+            while not all(_connections(member, "tls", "stream") == [2, 2] for member in three):
+                await trio.sleep(0.05)
+        assert [_connections(member, "tls") for member in three] == [[2, 2]] * 3, "none needed the node"
     assert seen == [[f"hello from 10.88.7.{number}" for number in (1, 2, 3)]] * 3
+
+
+def _connections(member: RunningMember, *ways: str) -> list[int]:
+    return [sum(by_way[way].connections for way in ways) for by_way in member.overlay.stats().values()]
 
 
 async def test_addresses_of_a_plan_are_checked(tmp_path: Path) -> None:
