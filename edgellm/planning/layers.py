@@ -38,7 +38,7 @@ def split_layers(need: Footprint, seats: Sequence[Seat]) -> Ranges | None:
 def pack_layers(need: Footprint, seats: Sequence[Seat]) -> Ranges:
     """Each seat in turn takes as many layers as it can hold and the later ones leave, but at least one; the last, the rest.
 
-    If the layers fit in this order at all, they fit so. At most as many seats as layers.
+    Layers of equal size that fit in this order at all fit so. At most as many seats as layers.
     """
     layers, first = need.shape.layers, 0
     ranges: list[tuple[int, int]] = []
@@ -53,11 +53,14 @@ def pack_layers(need: Footprint, seats: Sequence[Seat]) -> Ranges:
 
 def lacking_bytes(need: Footprint, seats: Sequence[Seat]) -> int:
     """What the packed seats lack, all their devices together. 0 if and only if the layers fit in this order."""
-    lacks = (
+    lacks = sum(
         max(0, need.stage_bytes(first, end) - seat.memory_bytes)
         for seat, (first, end) in zip(seats, pack_layers(need, seats), strict=True)
     )
-    return need.tensor_parallel * sum(lacks)
+    if lacks and len(set(need.shape.layer_bytes)) > 1 and split_layers(need, seats) is not None:
+        # Taking all it can hold, a seat may have left the next one a layer that is larger than that one holds.
+        return 0
+    return need.tensor_parallel * lacks
 
 
 def largest_seats(need: Footprint, seats: Sequence[Seat], stages: int) -> tuple[Seat, ...]:

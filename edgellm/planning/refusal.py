@@ -104,12 +104,13 @@ def _too_big(request: PlanRequest, shortage: _Shortage, offering: int) -> PlanEr
     needed_bytes = ranks * sum(need.stage_bytes(first, end) for first, end in ranges)
     lent_bytes = ranks * sum(seat.memory_bytes for seat in seats)
     missing_bytes = shortage.missing_bytes
+    processes = "1 engine process" if len(seats) * ranks == 1 else f"{len(seats) * ranks} engine processes"
     hosts = "host" if len(seats) == 1 else f"{len(seats)} hosts"
     which = f"the {hosts} that can hold most of it" if len(seats) < offering else f"the {hosts} offering it"
     return PlanError(
         f"{request.model} is too big: it needs {format_bytes(needed_bytes)} (weights {format_bytes(weights_bytes)}, "
-        f"KV cache for {request.context:,} tokens {format_bytes(kv_bytes)}, the rest for {len(seats) * ranks} engine "
-        f"processes); {which} can hold {format_bytes(needed_bytes - missing_bytes)} of that in "
+        f"KV cache for {request.context:,} tokens {format_bytes(kv_bytes)}, the rest for {processes}); "
+        f"{which} can hold {format_bytes(needed_bytes - missing_bytes)} of that in "
         f"{format_bytes(lent_bytes)} of memory; {format_bytes(missing_bytes)} is missing",
         remedy="add hosts, lend more memory (edgellm host --memory), ask for a shorter answer, or take a smaller model",
     )

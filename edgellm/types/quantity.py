@@ -36,7 +36,7 @@ def parse_bytes(text: str) -> int:
     factor = _FACTORS.get(match[2].lower()) if match else None
     if match is None or factor is None:
         raise UsageError(f"{text!r} is no amount of memory", remedy=remedy)
-    count = int(float(match[1]) * factor)
-    if not 0 < count < _MAX_BYTES:
+    count = float(match[1]) * factor
+    if not 1 <= count < _MAX_BYTES:
         raise UsageError(f"{text!r} is not a possible amount of memory", remedy=remedy)
-    return count
+    return int(count)
