@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from edgellm.planning.fit import ENGINE_BYTES, Footprint, footprint
 from edgellm.planning.layers import lacking_bytes, largest_seats, pack_layers, pipeline_order, split_layers
-from edgellm.planning.predict import Ranges, decode_read_bytes, predict
+from edgellm.planning.predict import ALL_REDUCE_S, Ranges, decode_read_bytes, predict
 from edgellm.planning.seats import Seat
 from edgellm.types.model import ModelShape
 from tests.unit.planning_samples import GIB, MIB, model, overhead, seat
@@ -119,6 +119,13 @@ def test_prediction_by_hand() -> None:
     assert two.decode_tok_s == pytest.approx(1 / decode_s)
     # 1200 MiB of layers are 600 Mi parameters; 2 FLOP each, at 1 TFLOP/s.
     assert two.prefill_tok_s == pytest.approx(1e12 / (2 * 600 * MIB))
+
+
+def test_tensor_parallel_layers_pay_for_two_all_reduces() -> None:
+    shape = model(embedding=0, head=0)
+    one = predict(need_of(shape), [seat("a")], ((0, 12),))
+    two = predict(need_of(shape, tp=2), [seat("a")], ((0, 12),))
+    assert 1 / two.decode_tok_s - 1 / one.decode_tok_s == pytest.approx(12 * 2 * ALL_REDUCE_S["cpu"])
 
 
 # --- properties ---------------------------------------------------------------------------------------------------
