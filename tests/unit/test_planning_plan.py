@@ -98,6 +98,9 @@ def test_the_largest_devices_of_a_host_are_lent() -> None:
         mixed, devices=tuple(replace(d, memory_bytes=m) for d, m in zip(mixed.devices, sizes, strict=True))
     )
     assert make_plan(ask(tp=2), [mixed]).stages[0].devices == ("1", "2")
+    # Ranks are equal, so the smaller device decides.
+    short = replace(mixed, devices=(mixed.devices[1], replace(mixed.devices[2], memory_bytes=GIB)))
+    assert "is too big" in str(error_of(ask(tp=2), short))
 
 
 @pytest.mark.parametrize("stages", [1, 2, 3])
