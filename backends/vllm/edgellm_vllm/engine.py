@@ -6,6 +6,7 @@ Nothing of vLLM is imported with this module: the head answers while the import 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 from collections.abc import AsyncGenerator, Callable
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,10 @@ _DEFAULT_MAX_NUM_SEQS = 8
 _PLACEMENT_TIMEOUT_S = 30.0
 
 
+class RankLost(Exception):
+    """A rank's process died; the engine cannot go on."""
+
+
 class LoadError(Exception):
     """Bring-up failed; the text is the first cause, from whichever process it happened in."""
 
@@ -42,10 +47,10 @@ def import_vllm() -> None:
 class Engine:
     """One loaded model."""
 
-    def __init__(self, llm: AsyncLLM, lost: asyncio.Event) -> None:
+    def __init__(self, llm: AsyncLLM) -> None:
         self._llm = llm
-        self.lost = lost
-        """Set when a rank's process has died: the engine will never answer again."""
+        self.lost = False
+        """Whether a rank's process has died: the engine will never answer again."""
         self.max_model_len: int = llm.model_config.max_model_len
         cache = llm.vllm_config.cache_config
         self.kv_cache_tokens: int = (cache.num_gpu_blocks or 0) * cache.block_size
@@ -55,11 +60,24 @@ class Engine:
         reports = await self._llm.collective_rpc("edgellm_placement", timeout=_PLACEMENT_TIMEOUT_S)
         return tuple(sorted(RankPlacement(*report) for report in reports))
 
+    def lose(self) -> None:
+        """Ends all running requests with RankLost. vLLM itself only logs that a rank died, and lets them hang."""
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        self.lost = True
+        self._llm.output_processor.propagate_error(EngineDeadError())
+
     async def generate(self, request: pb.GenerateRequest) -> AsyncGenerator[pb.GenerateEvent, None]:
-        """Tokens as they are made. Closing the iterator aborts. Raises InvalidRequest before the first event."""
+        """Tokens as they are made. Closing the iterator aborts.
+
+        Raises InvalidRequest before the first event, and RankLost.
+        """
         from vllm import SamplingParams, TokensPrompt
         from vllm.sampling_params import RequestOutputKind
+        from vllm.v1.engine.exceptions import EngineDeadError
 
+        if self.lost:
+            raise RankLost
         ids = prompt_token_ids(request, self._llm.get_tokenizer())
         sampling = request.sampling
         check_sampling(sampling)
@@ -72,16 +90,19 @@ class Engine:
             ignore_eos=sampling.ignore_eos,
             output_kind=RequestOutputKind.DELTA,
         )
-        async for output in self._llm.generate(
-            TokensPrompt(prompt_token_ids=ids), params, request.request_id
-        ):
-            answer = output.outputs[0]
-            yield pb.GenerateEvent(
-                token_ids=answer.token_ids,
-                text=answer.text,
-                prompt_tokens=len(ids),
-                finish_reason=answer.finish_reason or "",
-            )
+        outputs = self._llm.generate(TokensPrompt(prompt_token_ids=ids), params, request.request_id)
+        try:
+            async with contextlib.aclosing(outputs):
+                async for output in outputs:
+                    answer = output.outputs[0]
+                    yield pb.GenerateEvent(
+                        token_ids=answer.token_ids,
+                        text=answer.text,
+                        prompt_tokens=len(ids),
+                        finish_reason=answer.finish_reason or "",
+                    )
+        except EngineDeadError as error:
+            raise RankLost from error
 
     async def abort(self, request_id: str) -> None:
         """Ends a request; its iterator ends with the finish reason "abort". Unknown ids do nothing."""
@@ -101,15 +122,15 @@ async def load(
     """
     planned = planned_placement(request.stages, request.tensor_parallel)
     causes: list[str] = []
-    lost = asyncio.Event()
+    engine: Engine | None = None
 
     def heard(kind: Kind, name: str, detail: str) -> None:
         if kind == "phase":
             phase(name, detail)
         elif kind == "failed":
             causes.append(f"{name}: {detail}")
-        else:
-            lost.set()
+        elif engine is not None:
+            engine.lose()
 
     progress.heard = heard
     try:
@@ -117,7 +138,7 @@ async def load(
     except Exception as error:
         await asyncio.sleep(0)  # the engine core's own account may still lie in the socket
         raise LoadError(causes[0] if causes else f"{type(error).__name__}: {error}") from error
-    engine = Engine(llm, lost)
+    engine = Engine(llm)
     phase("placement", "ask each rank what it holds")
     real = await engine.placement()
     if wrong := difference(planned, real):

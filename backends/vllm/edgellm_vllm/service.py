@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable
 from typing import Any
 
 import grpc
 
 from edgellm.wire import backend_pb2 as pb
 from edgellm.wire import backend_pb2_grpc
-from edgellm_vllm.engine import Engine, LoadError, load
+from edgellm_vllm.engine import Engine, LoadError, RankLost, load
 from edgellm_vllm.progress import ProgressListener
 from edgellm_vllm.prompts import InvalidRequest
 
 State = pb.HealthReply
-
-
-class RankLost(Exception):
-    """A rank's process died."""
 
 
 class BackendService(backend_pb2_grpc.BackendServicer):
@@ -63,13 +59,13 @@ class BackendService(backend_pb2_grpc.BackendServicer):
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, wrong)
         self._running.add(request.request_id)
         try:
-            async with contextlib.aclosing(_until_lost(engine.generate(request), engine.lost)) as events:
+            async with contextlib.aclosing(engine.generate(request)) as events:
                 async for event in events:
                     yield event
         except InvalidRequest as error:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
-        except RankLost as error:
-            await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
+        except RankLost:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "a rank's process died; the engine cannot go on")
         finally:
             self._running.discard(request.request_id)
 
@@ -104,7 +100,7 @@ class BackendService(backend_pb2_grpc.BackendServicer):
         return self._bring_up is not None and not self._bring_up.done()
 
     def _state(self) -> pb.HealthReply.State:
-        if self._failed or (self._engine is not None and self._engine.lost.is_set()):
+        if self._failed or (self._engine is not None and self._engine.lost):
             return State.FAILED
         if self._loading():
             return State.LOADING
@@ -152,27 +148,3 @@ def _wrong_shape(request: pb.LoadRequest) -> str:
             return f"the stages' layers must follow on each other from 0: {stage.address} begins at {stage.first_layer}"
         layer = stage.end_layer
     return ""
-
-
-async def _until_lost(
-    events: AsyncGenerator[pb.GenerateEvent, None], lost: asyncio.Event
-) -> AsyncGenerator[pb.GenerateEvent, None]:
-    """The events; raises RankLost as soon as `lost` is set, however long the engine stays silent."""
-    watch = asyncio.create_task(lost.wait())
-    following: asyncio.Task[pb.GenerateEvent] | None = None
-    try:
-        while True:
-            following = asyncio.ensure_future(anext(events))
-            await asyncio.wait({following, watch}, return_when=asyncio.FIRST_COMPLETED)
-            if watch.done():
-                raise RankLost("a rank's process died; the engine cannot go on")
-            try:
-                yield following.result()
-            except StopAsyncIteration:
-                return
-    finally:
-        watch.cancel()
-        if following is not None:
-            following.cancel()
-            with contextlib.suppress(asyncio.CancelledError, StopAsyncIteration):
-                await following
