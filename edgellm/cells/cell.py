@@ -230,6 +230,8 @@ def _start(spec: CellSpec, bwrap: str | None) -> tuple[subprocess.Popen[bytes], 
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             pass_fds=(status_written, *file_fds.values()),
+            # A terminal's Ctrl-C is for the node, which then decides when its cells end.
+            start_new_session=True,
         )
     return process, status
 

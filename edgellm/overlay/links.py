@@ -34,6 +34,7 @@ _OPEN_TIMEOUT_S = 15.0
 _UNREACHABLE_S = 20.0
 _IDLE_LINKS = 2
 _IDLE_S = 30.0
+_REFILL_DELAY_S = 0.01
 # The acceptor keeps an idle link longer than the dialler offers it.
 _ACCEPT_IDLE_S = 2 * _IDLE_S
 
@@ -74,6 +75,7 @@ class Dialler:
     def __init__(self, identity: MemberIdentity, nursery: trio.Nursery) -> None:
         self._identity = identity
         self._nursery = nursery
+        self._contexts: dict[str, ssl.SSLContext] = {}
 
     async def open(self, member: LinkMember, port: int) -> Link:
         """A link to `port` of that member's cell. Raises `Unreachable`, `Refused`."""
@@ -102,16 +104,24 @@ class Dialler:
         return member.idle.popleft()[1] if member.idle else None
 
     async def _refill(self, member: LinkMember) -> None:
+        # Not at once: a handshake costs more than the first bytes of the connection that was just opened.
+        await trio.sleep(_REFILL_DELAY_S)
         with contextlib.suppress(Unreachable):
             while len(member.idle) < _IDLE_LINKS:
                 tls = await self._dial(member)
                 member.idle.append((trio.current_time(), tls))
 
+    def _context_for(self, member: LinkMember) -> ssl.SSLContext:
+        if member.address not in self._contexts:
+            context = _context(ssl.PROTOCOL_TLS_CLIENT, self._identity, [member.certificate_der])
+            self._contexts[member.address] = context
+        return self._contexts[member.address]
+
     async def _dial(self, member: LinkMember) -> ssl.SSLSocket:
         """The first endpoint that completes a handshake as that member; all are tried at once."""
         if trio.current_time() < member.unreachable_until or not member.endpoints:
             raise Unreachable(member.address)
-        context = _context(ssl.PROTOCOL_TLS_CLIENT, self._identity, [member.certificate_der])
+        context = self._context_for(member)
         winner: ssl.SSLSocket | None = None
 
         async def attempt(endpoint: tuple[str, int]) -> None:

@@ -78,13 +78,16 @@ async def _seal(cell: socket.socket, link: socket.socket, sealer: Sealer, traffi
 
 async def _open(link: socket.socket, cell: socket.socket, opener: Opener, traffic: Traffic) -> None:
     header = bytearray(HEADER_BYTES)
+    buffer = bytearray()  # grows to the largest record seen: most connections never have a large one
     turn = 0
     while True:
         if not await receive_exactly(link, memoryview(header)):
             raise ConnectionResetError("the link was cut")
         kind, length = opener.parse(header)
-        body = bytearray(length)
-        if not await receive_exactly(link, memoryview(body)):
+        if length > len(buffer):
+            buffer = bytearray(length)
+        body = memoryview(buffer)[:length]
+        if not await receive_exactly(link, body):
             raise ConnectionResetError("the link was cut")
         plaintext = opener.open(header, body)
         if kind is RecordKind.FIN:
