@@ -15,6 +15,7 @@ import trio
 from edgellm.cells.cell import open_cell
 from edgellm.cells.spec import CellSpec
 from edgellm.cluster.member import CellMachine, usable_threads
+from edgellm.cluster.scratch import sweep
 from edgellm.cluster.switchboard import Switchboard
 from edgellm.discovery.publish import Publisher
 from edgellm.engine.registry import load_backend
@@ -131,6 +132,7 @@ async def run_host(
     """
     name = options.name or socket.gethostname()
     with exclusive_identity(paths.identity) as identity, unwrapped():
+        sweep(paths.runtime)
         on_step("checking that cells can be made")
         await try_cell(options, paths)
         backend = load_backend(options.backend)
@@ -194,7 +196,8 @@ async def run_host(
 async def hold_model(model: str, paths: Paths, on_step: Callable[[str], None]) -> HostedModel:
     """The model's files, hashed. Raises ModelError."""
     on_step(f"reading {model}")
-    resolved = await trio.to_thread.run_sync(resolve, model)
+    linked = paths.cache / "linked"
+    resolved = await trio.to_thread.run_sync(lambda: resolve(model, linked=linked))
     manifest = await trio.to_thread.run_sync(build_manifest, resolved.directory, paths.cache / "hashes.json")
     offer = ModelOffer(
         name=resolved.name,

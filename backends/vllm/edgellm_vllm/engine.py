@@ -23,6 +23,11 @@ if TYPE_CHECKING:
 PhaseSink = Callable[[str, str], None]
 
 _DEFAULT_MAX_NUM_SEQS = 8
+# `edgellm.planning.fit` counts activation memory for steps of this size.
+_STEP_TOKENS = 2048
+# vLLM refuses to start unless this share of each GPU is free, even where the KV cache has an exact size: the plan has seen to the
+# memory, and another lease may hold the rest.
+_LEAST_GPU_SHARE = 0.02
 _PLACEMENT_TIMEOUT_S = 30.0
 
 
@@ -160,10 +165,11 @@ def _build(request: pb.LoadRequest, addresses: list[str]) -> AsyncLLM:
         str(stage.end_layer - stage.first_layer) for stage in request.stages
     )
     options: dict[str, Any] = {}
-    if request.gpu_memory_utilization:
-        options["gpu_memory_utilization"] = request.gpu_memory_utilization
     if request.kv_cache_bytes:
         options["kv_cache_memory_bytes"] = request.kv_cache_bytes
+        options["gpu_memory_utilization"] = _LEAST_GPU_SHARE
+    if request.gpu_memory_utilization:
+        options["gpu_memory_utilization"] = request.gpu_memory_utilization
     if request.max_model_len:
         options["max_model_len"] = request.max_model_len
     if current_platform.is_cpu():
@@ -180,6 +186,7 @@ def _build(request: pb.LoadRequest, addresses: list[str]) -> AsyncLLM:
         additional_config=placement_config(addresses),
         worker_extension_cls="edgellm_vllm.placement.PlacementReport",
         max_num_seqs=request.max_num_seqs or _DEFAULT_MAX_NUM_SEQS,
+        max_num_batched_tokens=_STEP_TOKENS,
         generation_config="vllm",
         disable_log_stats=True,
         **options,

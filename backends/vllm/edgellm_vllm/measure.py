@@ -49,7 +49,7 @@ def rates(device: torch.device, synchronize: Callable[[], None]) -> tuple[float,
 
 def cpu() -> dict[str, Any]:
     bandwidth, flops = rates(torch.device("cpu"), lambda: None)
-    memory = int(next(line for line in meminfo() if line.startswith("MemAvailable")).split()[1]) * 1024
+    memory = int(next(line for line in meminfo() if line.startswith("MemTotal")).split()[1]) * 1024
     return {
         "id": "0",
         "kind": "cpu",
