@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import secrets
-import shutil
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ import trio
 from edgellm.cells.cell import default_environment, open_cell
 from edgellm.cells.spec import RUNTIME_PATH, CellSpec, Isolation, Mount
 from edgellm.cluster.door import Door
+from edgellm.cluster.scratch import scratch_directory
 from edgellm.cluster.switchboard import Switchboard
 from edgellm.engine.backend import Backend, DeviceKind, MemberSpec, Role
 from edgellm.overlay.overlay import OverlayMember, OverlaySpec, open_overlay
@@ -87,7 +87,7 @@ async def _open_member(
     door: Door,
     model_directory: Path,
 ) -> AsyncIterator[RunningMember]:
-    with _private_directory(machine.runtime) as directory:
+    with scratch_directory(machine.runtime) as directory:
         async with AsyncExitStack() as stack:
             if plan.fabric == "overlay":
                 overlay = await stack.enter_async_context(
@@ -104,19 +104,10 @@ async def _open_member(
                 model_directory = stack.enter_context(_same_path_everywhere(plan.digest, model_directory))
             spec = _cell_spec(machine, plan, own, directory, model_directory)
             cell = await stack.enter_async_context(open_cell(spec))
-            stack.callback(lambda: log.debug("what a cell said", address=own.address, said=cell.stderr_tail()))
+            stack.callback(
+                lambda: log.debug("what a cell said", address=own.address, said=cell.stderr_tail())
+            )
             yield RunningMember(cell, directory / ENGINE_SOCKET, str(spec.model_path))
-
-
-@contextmanager
-def _private_directory(parent: Path) -> Iterator[Path]:
-    # Short, because Unix sockets in it must stay under 108 bytes; not tempfile's, which would be longer.
-    directory = parent / secrets.token_hex(4)
-    directory.mkdir(mode=0o700)
-    try:
-        yield directory
-    finally:
-        shutil.rmtree(directory, ignore_errors=True)
 
 
 @contextmanager

@@ -13,7 +13,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import resource
+import signal
 import socket
 import sys
 from collections.abc import Iterator
@@ -36,6 +38,7 @@ MAX_CONNECTIONS = 2048
 _MAX_OPENING = 64
 _REPORT_S = 1.0
 _PAUSE_S = 0.1
+_STDOUT = 1
 
 
 class MemberSettings(msgspec.Struct, frozen=True):
@@ -236,13 +239,15 @@ def main() -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     settings = msgspec.json.decode(sys.stdin.buffer.read(), type=CarrierSettings)
-    with contextlib.suppress(KeyboardInterrupt):
-        trio.run(Carrier(settings).run)
+    # A terminal's Ctrl-C reaches this process too, but the node decides when the cell loses its network.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    trio.run(Carrier(settings).run)
 
 
 def _print(event: dict[str, object]) -> None:
-    sys.stdout.write(json.dumps(event) + "\n")
-    sys.stdout.flush()
+    # A node that has stopped reading is about to end this process. Not by `sys.stdout`, which would try again at the end.
+    with contextlib.suppress(BrokenPipeError):
+        os.write(_STDOUT, json.dumps(event).encode() + b"\n")
 
 
 if __name__ == "__main__":

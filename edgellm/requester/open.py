@@ -11,6 +11,7 @@ import trio
 
 from edgellm.cells.spec import Isolation
 from edgellm.cluster.member import CellMachine, usable_threads
+from edgellm.cluster.scratch import sweep
 from edgellm.cluster.switchboard import Switchboard
 from edgellm.discovery.bootstrap import remember
 from edgellm.discovery.collect import SequenceBook
@@ -43,6 +44,7 @@ async def open_requester(options: RequesterOptions, paths: Paths) -> AsyncIterat
     """
     backend = load_backend(options.backend)
     backend.versions()
+    sweep(paths.runtime)
     async with joined_swarm(options.bootstrap, paths, mdns=options.mdns) as network:
         yield Requester(
             network=network,
