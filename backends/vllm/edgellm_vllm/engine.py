@@ -25,8 +25,8 @@ PhaseSink = Callable[[str, str], None]
 _DEFAULT_MAX_NUM_SEQS = 8
 # `edgellm.planning.fit` counts activation memory for steps of this size.
 _STEP_TOKENS = 2048
-# vLLM refuses to start unless this share of each GPU is free, even where the KV cache has an exact size: the plan has seen to the
-# memory, and another lease may hold the rest.
+# vLLM refuses to start unless this share of each GPU is free, even where the KV cache has an exact size; the plan has
+# seen to the memory, and another lease may hold the rest.
 _LEAST_GPU_SHARE = 0.02
 _PLACEMENT_TIMEOUT_S = 30.0
 
@@ -167,7 +167,8 @@ def _build(request: pb.LoadRequest, addresses: list[str]) -> AsyncLLM:
     options: dict[str, Any] = {}
     if request.kv_cache_bytes:
         options["kv_cache_memory_bytes"] = request.kv_cache_bytes
-        options["gpu_memory_utilization"] = _LEAST_GPU_SHARE
+        if not current_platform.is_cpu():
+            options["gpu_memory_utilization"] = _LEAST_GPU_SHARE
     if request.gpu_memory_utilization:
         options["gpu_memory_utilization"] = request.gpu_memory_utilization
     if request.max_model_len:
