@@ -2,8 +2,10 @@
 
     python -m benchmarks.overlay [REPEATS]
 
-Prints a table and, as its last line, JSON. Plain and overlay take turns, so that what else the machine does
-hits both alike; every figure is a median.
+Ways: "direct" (the overlay's own connections between the two), "streams" (nobody can dial the other's overlay, so that all
+goes over libp2p), "relayed" (nobody can dial the server's node either: a relay, beside the server, carries its
+libp2p connection). Prints a table and, as its last line, JSON. Plain and overlay take turns, so that what else the
+machine does hits both alike; every figure is a median.
 """
 
 from __future__ import annotations
@@ -12,22 +14,30 @@ import base64
 import contextlib
 import json
 import os
+import re
+import secrets
 import statistics
 import subprocess
 import sys
+import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from benchmarks import overlay_traffic
 from edgellm.overlay.address import member_addresses
 from edgellm.overlay.identity import make_member_identity
+from edgellm.p2p.identity import Identity
 
+Way = Literal["direct", "streams", "relayed"]
 REPEATS = 5
-THROUGHPUT_MIB = 2048
-PORT = 7400
+# Each several seconds long.
+THROUGHPUT_MIB: dict[Way, int] = {"direct": 2048, "streams": 128, "relayed": 48}
+PORT, NODE_PORT, RELAY_PORT = 7400, 7401, 7402
+_RELAY_TIMEOUT_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -50,21 +60,23 @@ class OverlayResult:
     repeats: int
 
 
-def measure_overlay(repeats: int = REPEATS) -> OverlayResult:
+def measure_overlay(repeats: int = REPEATS, way: Way = "direct") -> OverlayResult:
     """Measure with `repeats` turns of each side."""
     plain, overlay = [], []
     with contextlib.ExitStack() as stack:
         names, hosts = stack.enter_context(_two_namespaces())
-        members = _start_members(stack, names, hosts)
+        relay = _start_relay(stack, names[0], hosts[0]) if way == "relayed" else ""
+        members = _start_members(stack, names, hosts, way, relay)
         _ask(members[0], "serve")
         server = _start(stack, names[0], [sys.executable, overlay_traffic.__file__, "serve"])
         _expect(server, "serving")
         overlay_address = member_addresses(7, 2)[0]
         for _ in range(repeats):
-            command = [sys.executable, overlay_traffic.__file__, "measure", hosts[0], str(THROUGHPUT_MIB)]
+            blocks = THROUGHPUT_MIB["direct"]
+            command = [sys.executable, overlay_traffic.__file__, "measure", hosts[0], str(blocks)]
             with contextlib.ExitStack() as turn:
                 plain.append(_expect(_start(turn, names[1], command), "measured"))
-            overlay.append(_ask(members[1], f"measure {overlay_address} {THROUGHPUT_MIB}"))
+            overlay.append(_ask(members[1], f"measure {overlay_address} {THROUGHPUT_MIB[way]}"))
     plain_figures, overlay_figures = _medians(plain), _medians(overlay)
     return OverlayResult(
         plain=plain_figures,
@@ -95,33 +107,72 @@ def _two_namespaces() -> Iterator[tuple[tuple[str, str], tuple[str, str]]]:
 
 
 def _start_members(
-    stack: contextlib.ExitStack, names: tuple[str, str], hosts: tuple[str, str]
+    stack: contextlib.ExitStack, names: tuple[str, str], hosts: tuple[str, str], way: Way, relay: str
 ) -> list[subprocess.Popen[str]]:
     identities = [make_member_identity() for _ in names]
     addresses = member_addresses(7, 2)
+    seeds = [secrets.token_bytes(32) for _ in names]
+    # Who is reached through a relay listens nowhere.
+    listen = [
+        [] if relay and not index else [f"/ip4/{host}/tcp/{NODE_PORT}"] for index, host in enumerate(hosts)
+    ]
     plan = [
         {
             "address": address,
             "certificate": base64.b64encode(identity.certificate_der).decode(),
-            "endpoints": [(host, PORT)],
+            "endpoints": [(host, PORT)] if way == "direct" else [],
+            "peer": Identity.from_seed(seed).peer,
+            "addresses": listens or [f"{relay}/p2p-circuit"],
         }
-        for address, identity, host in zip(addresses, identities, hosts, strict=True)
+        for address, identity, host, seed, listens in zip(
+            addresses, identities, hosts, seeds, listen, strict=True
+        )
     ]
     members = []
     for index, name in enumerate(names):
         process = _start(stack, name, [sys.executable, "-m", "benchmarks.overlay_member"])
-        settings = {
+        settings: dict[str, object] = {
             "own": addresses[index],
             "key": identities[index].private_key_pem.decode(),
             "host": hosts[index],
             "port": PORT,
             "members": plan,
         }
+        if way != "direct":
+            settings["node"] = {
+                "seed": seeds[index].hex(),
+                "listen": listen[index],
+                "relays": [] if listen[index] else [relay],
+            }
         _say(process, json.dumps(settings))
         members.append(process)
     for process in members:
         _expect(process, "ready")
     return members
+
+
+def _start_relay(stack: contextlib.ExitStack, namespace: str, host: str) -> str:
+    """The multiaddr of a relay there."""
+    home = stack.enter_context(tempfile.TemporaryDirectory())
+    command = [sys.executable, "-m", "edgellm", "bootstrap", "--relay"]
+    listen = ["--listen", f"/ip4/{host}/tcp/{RELAY_PORT}"]
+    log = stack.enter_context((Path(home) / "log").open("w"))
+    process = subprocess.Popen(
+        ["ip", "netns", "exec", namespace, *command, *listen],
+        env=os.environ | {"EDGELLM_HOME": home},
+        stdin=subprocess.DEVNULL,
+        stderr=log,
+    )
+    stack.callback(process.wait)
+    stack.callback(process.kill)
+    deadline = time.monotonic() + _RELAY_TIMEOUT_S
+    while not (
+        found := re.search(r"--bootstrap (\S+)", (text := Path(log.name).read_text()).replace("\n", ""))
+    ):
+        if process.poll() is not None or time.monotonic() > deadline:
+            raise RuntimeError(f"the relay did not start: {text}")
+        time.sleep(0.1)
+    return found[1]
 
 
 def _start(stack: contextlib.ExitStack, namespace: str, command: list[str]) -> subprocess.Popen[str]:
@@ -171,13 +222,16 @@ def _ip(*arguments: str) -> None:
 
 
 def main() -> None:
-    """Print what `measure_overlay` finds."""
-    result = measure_overlay(int(sys.argv[1]) if len(sys.argv) > 1 else REPEATS)
+    """Print what `measure_overlay` finds, for each way."""
+    repeats = int(sys.argv[1]) if len(sys.argv) > 1 else REPEATS
+    ways: tuple[Way, ...] = ("direct", "streams", "relayed")
+    results = {way: measure_overlay(repeats, way) for way in ways}
     print(f"{'':10}{'MB/s':>10}{'RTT ms':>10}{'connect ms':>12}")
-    for name, side in (("plain", result.plain), ("overlay", result.overlay)):
-        print(f"{name:10}{side.sent_mb_s:10.0f}{side.rtt_ms:10.3f}{side.connect_ms:12.2f}")
-    print(f"ratio {result.ratio:.2f}, added round trip {result.added_rtt_ms:.3f} ms")
-    print(json.dumps(asdict(result)))
+    for way, result in results.items():
+        for name, side in (("plain", result.plain), (way, result.overlay)):
+            print(f"{name:10}{side.sent_mb_s:10.0f}{side.rtt_ms:10.3f}{side.connect_ms:12.2f}")
+        print(f"{'':10}ratio {result.ratio:.2f}, added round trip {result.added_rtt_ms:.3f} ms")
+    print(json.dumps({way: asdict(result) for way, result in results.items()}))
 
 
 if __name__ == "__main__":
