@@ -1,1 +1,12 @@
-"""Measurements behind the figures in the documentation; both sides of a comparison always run in one go."""
+"""Measurements behind the figures in the documentation; both sides of a comparison always run in one go.
+
+* `main`: the figures of `docs/benchmarks.md`, part by part; it alone knows their bars
+* `report`: figures as a table and as JSON, with the machine and the commit they belong to
+* `session`: tokens per second of a session and of a cluster started by hand
+* `first_token`: from the command to the first token, by `edgellm ask` and by hand
+* `idle`: what a host costs while nobody asks
+* `overlay`, `overlay_member`, `overlay_traffic`: cells joined by an overlay, and plain TCP
+* `by_hand`, `by_hand_engine`: Ray and vLLM on machines of a test network as their documentation says, without EdgeLLM
+
+The machines are those of the system tests (`tests.system.lan`): network namespaces on a bridge. Needs root.
+"""

@@ -1,0 +1,138 @@
+"""The figures of `docs/benchmarks.md`: `python -m benchmarks.main [PART...] [--lock FILE]`, or `make bench BENCH=main`.
+
+Prints a table, writes `benchmarks/out/main.json`, and exits with 1 when a bar is missed. Needs root.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import fcntl
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks import report
+from benchmarks.first_token import measure_first_token, phase_table
+from benchmarks.idle import measure_idle
+from benchmarks.overlay import measure_overlay
+from benchmarks.report import Figure
+from benchmarks.session import measure_session
+from tests.system.lan import Lan
+from tests.system.swarm import Host, Swarm
+
+OUT = Path(__file__).parent / "out" / "main.json"
+REPOSITORY = Path(__file__).parents[1]
+REPEATS = 5
+SESSION_REPEATS = 9
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """What parts measure on: a swarm of a meeting point and two hosts, with a requester."""
+
+    swarm: Swarm
+    hosts: tuple[Host, Host]
+
+
+def idle(stage: Stage) -> list[Figure]:
+    """The dearer one of the hosts."""
+    costs = measure_idle([host.process for host in stage.hosts])
+    return [
+        Figure("idle host RSS", max(cost.rss_bytes for cost in costs) / 1e6, "MB", 150, "at most"),
+        Figure("idle host CPU", 100 * max(cost.cpu_share for cost in costs), "% of a core", 1, "at most"),
+    ]
+
+
+def session(stage: Stage) -> list[Figure]:
+    """Decode speed."""
+    one, other = stage.hosts
+    speed = measure_session(stage.swarm, (one.machine, other.machine), SESSION_REPEATS)
+    _note("session", "tok/s: " + " ".join(f"{value:.0f}" for value in speed.session_each))
+    _note("by hand", "tok/s: " + " ".join(f"{value:.0f}" for value in speed.by_hand_each))
+    return [
+        Figure("session speed", speed.session_tok_s, "tok/s"),
+        Figure("session speed by hand", speed.by_hand_tok_s, "tok/s"),
+        Figure("session speed ratio", speed.ratio, "", 0.95),
+    ]
+
+
+def first_token(stage: Stage) -> list[Figure]:
+    """Time to the first token of a new cluster."""
+    one, other = stage.hosts
+    found = measure_first_token(stage.swarm, (one.machine, other.machine), REPEATS)
+    for name, side in (("ask", found.ask), ("by hand", found.by_hand)):
+        _note(name, "s: " + " ".join(f"{bring_up.first_token_s:.1f}" for bring_up in side))
+        print(phase_table(side), flush=True)
+    return [
+        Figure("first token", found.ask_s, "s"),
+        Figure("first token by hand", found.by_hand_s, "s"),
+        Figure("first token ratio", found.ratio, "", 1.25, "at most"),
+    ]
+
+
+def overlay(stage: Stage) -> list[Figure]:
+    """Between two cells, each in a network namespace of its own."""
+    found = measure_overlay(REPEATS)
+    return [
+        Figure("plain TCP throughput", found.plain.sent_mb_s, "MB/s"),
+        Figure("overlay throughput", found.overlay.sent_mb_s, "MB/s"),
+        Figure("overlay throughput ratio", found.ratio, "", 0.3),
+        Figure("plain TCP round trip", found.plain.rtt_ms, "ms"),
+        Figure("overlay round trip", found.overlay.rtt_ms, "ms"),
+        Figure("overlay added round trip", found.added_rtt_ms, "ms", 1, "at most"),
+    ]
+
+
+PARTS: dict[str, Callable[[Stage], list[Figure]]] = {
+    "idle": idle,
+    "session": session,
+    "first_token": first_token,
+    "overlay": overlay,
+}
+
+
+def main() -> int:
+    """Exit status: 0 when every bar holds."""
+    parser = argparse.ArgumentParser(prog="benchmarks.main", description=__doc__)
+    parser.add_argument("parts", nargs="*", help=f"of {', '.join(PARTS)}; default: all")
+    parser.add_argument("--lock", type=Path, help="a file to lock (flock) during each part")
+    options = parser.parse_args()
+    if unknown := set(options.parts) - set(PARTS):
+        parser.error(f"no such part: {', '.join(sorted(unknown))}")
+    figures: list[Figure] = []
+    with Lan() as lan:
+        with _locked(options.lock):
+            swarm = Swarm(lan)
+            one, other = swarm.start_hosts("alice", "bob")
+        for name in options.parts or PARTS:
+            with _locked(options.lock):
+                began = time.monotonic()
+                found = PARTS[name](Stage(swarm, (one, other)))
+            _note(name, f"measured in {time.monotonic() - began:.0f} s")
+            print(report.table(found), flush=True)
+            figures += found
+        lan.end_all()
+    print(f"\n{report.table(figures)}")
+    report.write(OUT, report.document(figures, report.this_machine(), report.current_commit(REPOSITORY)))
+    return 0 if all(figure.holds is not False for figure in figures) else 1
+
+
+@contextlib.contextmanager
+def _locked(path: Path | None) -> Iterator[None]:
+    if path is None:
+        yield
+        return
+    with path.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _note(who: str, what: str) -> None:
+    print(f"{who}: {what}", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
