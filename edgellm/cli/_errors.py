@@ -6,16 +6,18 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
+from typing import Any
 
-import click
 import typer
 
 from edgellm.cli._output import say
-from edgellm.errors import EdgeError, unwrapped
+from edgellm.errors import EdgeError, UsageError, unwrapped
 
 INTERRUPTED = 130
 """128 + SIGINT, as shells expect."""
 TRACEBACK = "EDGELLM_TRACEBACK"
+# What the command line's parser raises. Typer carries a copy of click of its own, whose base class has no public name.
+_ParserError: type[Exception] = typer.BadParameter.__mro__[1]
 
 
 def told(run: Callable[[], object]) -> int:
@@ -28,19 +30,29 @@ def told(run: Callable[[], object]) -> int:
             status = run()
     except EdgeError as error:
         return _tell(error)
-    except (KeyboardInterrupt, click.Abort):
-        say("[yellow]interrupted[/]")
-        return INTERRUPTED
+    except (KeyboardInterrupt, typer.Abort):
+        status = INTERRUPTED
     except typer.Exit as leave:
         return leave.exit_code
-    except click.ClickException as error:
-        error.show()
-        return error.exit_code
+    except _ParserError as error:
+        return _tell_usage(error)
     except BrokenPipeError:
         # Whoever read our output has left; so do we, quietly, as `head` expects of its left-hand side.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    if status == INTERRUPTED:
+        say("[yellow]interrupted[/]")
     return status if isinstance(status, int) else 0
+
+
+def _tell_usage(error: Any) -> int:
+    message = error.format_message()
+    if "\n" in message or not message:
+        # No error: a command that has only sub-commands shows its help.
+        error.show()
+        return UsageError.exit_code
+    command = error.ctx.command_path if error.ctx else "edgellm"
+    return _tell(UsageError(message.rstrip("."), remedy=f"see `{command} --help`"))
 
 
 def _tell(error: EdgeError) -> int:

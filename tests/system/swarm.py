@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,12 +59,12 @@ class Swarm:
         *options: str,
         model: Path = TINY,
         memory: str = "2GiB",
-        env: Mapping[str, str] | None = None,
+        program: Sequence[str] = ("edgellm",),
     ) -> Host:
         """Begins to lend; `Host.wait_ready` waits until it does."""
-        argv = ["edgellm", "host", "--model", str(model), "--bootstrap", self.address]
+        argv = [*program, "host", "--model", str(model), "--bootstrap", self.address]
         argv += ["--memory", memory, "--threads", "1", "--grace", "0", *options]
-        return Host(machine, machine.start(argv, env=env))
+        return Host(machine, machine.start(argv))
 
     def start_hosts(self, *names: str) -> list[Host]:
         """New machines that lend, ready."""

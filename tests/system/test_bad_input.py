@@ -119,6 +119,15 @@ def test_an_empty_prompt(swarm: Swarm, prompt: str) -> None:
     assert error == "the prompt is empty"
 
 
+@pytest.mark.parametrize(
+    "words", ["ask --nonsense", "ask hi --model tiny --max-tokens x", "host", "frobnicate"]
+)
+def test_a_command_that_is_none(swarm: Swarm, words: str) -> None:
+    error, remedy, _ = refused(swarm.requester, ["edgellm", *words.split()])
+    assert error
+    assert re.fullmatch(r"see `edgellm( ask| host)? --help`", remedy)
+
+
 def test_a_second_host_on_the_same_identity(swarm: Swarm) -> None:
     alice = swarm.lan.machines[2]
     argv = swarm.command("host", "--model", str(TINY), "--listen", "/ip4/0.0.0.0/tcp/4002")
