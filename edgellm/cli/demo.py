@@ -88,7 +88,11 @@ def _host(
     if bootstrap:
         argv += ["--bootstrap", bootstrap]
     process = subprocess.Popen(
-        argv, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=_environment(home / name)
+        argv,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=_plain(_environment(home / name)),
     )
     try:
         assert process.stderr is not None
@@ -133,3 +137,10 @@ def _run(argv: tuple[str, ...], home: Path) -> None:
 
 def _environment(home: Path) -> dict[str, str]:
     return {**os.environ, "EDGELLM_HOME": str(home)}
+
+
+def _plain(environment: dict[str, str]) -> dict[str, str]:
+    """Without what makes programs colour their output even in a pipe: it is read here."""
+    return {
+        name: value for name, value in environment.items() if name not in ("FORCE_COLOR", "TTY_COMPATIBLE")
+    }
