@@ -24,7 +24,7 @@ class Examination:
     """How this machine is to be used."""
 
     listen: tuple[str, ...] = ()
-    """Multiaddrs on which a host shall listen; none: any free port, as the system gives them."""
+    """Multiaddrs on which a host shall listen; none: its default one."""
     bootstrap: tuple[str, ...] = ()
     """Multiaddrs of the peers through which the swarm is joined."""
     backend: str = "vllm"

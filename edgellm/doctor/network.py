@@ -11,6 +11,8 @@ from multiaddr.exceptions import Error as MultiaddrError
 from edgellm.doctor.check import Check, Examination, fail, ok, warn
 from edgellm.doctor.system import System
 
+DEFAULT_LISTEN = "/ip4/0.0.0.0/tcp/4001"
+"""Where `edgellm host` listens when it is not told."""
 CONNECT_TIMEOUT_S = 3.0
 _HOSTS = ("ip4", "ip6", "dns4", "dns6", "dns")
 _MOST_AT_ONCE = 16
@@ -18,10 +20,12 @@ _MOST_AT_ONCE = 16
 
 def check_network(system: System, examination: Examination) -> Iterator[Check]:
     """The ports to listen on are free; each bootstrap peer answers a TCP connection."""
-    if not examination.listen:
-        yield ok("port", "any free one will be used")
-    for address in examination.listen:
-        yield _listen(system, address)
+    for address in examination.listen or (DEFAULT_LISTEN,):
+        found = _listen(system, address)
+        if found.status == "fail" and not examination.listen:
+            # Not asked for: a host that runs already has it, and nobody need host.
+            found = warn(found.name, f"{found.detail} (fine if a host runs here)", found.remedy)
+        yield found
     if not examination.bootstrap:
         yield warn(
             "reachability",
@@ -70,10 +74,12 @@ def _listen(system: System, address: str) -> Check:
 
 def _reach(system: System, address: str) -> Check:
     endpoint = tcp_endpoint(address)
-    if endpoint is None:
+    if endpoint is None or "/p2p/" not in address:
         example = "/ip4/198.51.100.7/tcp/4001/p2p/12D3Koo..."
         return fail(
-            "reachability", f"{address} is no TCP multiaddr", f"give it as the host prints it: {example}"
+            "reachability",
+            f"{address} is no peer's TCP multiaddr",
+            f"give it as the host prints it: {example}",
         )
     host, port = endpoint
     if error := system.connect_error(host, port, CONNECT_TIMEOUT_S):
