@@ -17,6 +17,7 @@ Inside vLLM's own processes:
 
 * `executor`: Ray executor that puts rank r where the plan says. `placement`: what each rank reports about itself.
 * `preload`: what Ray's worker process imports before it has work.
+* `stage_messages`: tensors between pipeline stages in one crossing of the network.
 * `platform`, `worker`, `communicator`: what vLLM's CPU backend lacks to run over Ray; unused with CUDA.
 * `cuda_head`: vLLM's CUDA platform for a head that has no GPU.
 """
