@@ -1,6 +1,6 @@
 """The same cluster without EdgeLLM: `ray start` on each machine, then a script with vLLM's engine, over plain Ethernet.
 
-Engine settings, CPU threads and vLLM's platform plugin (without which vLLM refuses Ray on CPU) are EdgeLLM's own.
+Engine settings, CPU threads, priority and vLLM's platform plugin (without which vLLM refuses Ray on CPU) are EdgeLLM's own.
 """
 
 from __future__ import annotations
@@ -26,12 +26,14 @@ _ANSWER_TIMEOUT_S = 120.0
 # The engine's ranks use shared memory and sockets of their own; Ray's smallest store is 75 MiB.
 _OBJECT_STORE_BYTES = 100_000_000
 _KV_CACHE_BYTES = 64 << 20
+# As in a cell (`CellSpec.nice`): else whatever runs beside the benchmark would slow down one side only.
+_NICE = ("nice", "-n", "5")
 
 
 @dataclass(frozen=True, slots=True)
 class Token:
     at_s: float
-    """`time.monotonic` of this machine."""
+    """`time.monotonic` when the asker had it."""
     id: int
 
 
@@ -59,9 +61,12 @@ class ClusterByHand:
             connection.settimeout(_ANSWER_TIMEOUT_S)
             connection.connect(str(self.socket))
             connection.sendall(json.dumps({"prompt": prompt, "max_tokens": max_tokens}).encode() + b"\n")
+            tokens: list[Token] = []
             with connection.makefile("rb") as lines:
-                answer = json.loads(lines.readline())
-        return tuple(Token(at, token) for at, token in answer["tokens"])
+                for line in lines:
+                    now = time.monotonic()
+                    tokens += [Token(now, token) for token in json.loads(line)]
+        return tuple(tokens)
 
 
 @contextmanager
@@ -95,7 +100,9 @@ def cluster_by_hand(head: Machine, workers: Sequence[Machine], shape: Shape) -> 
             "RAY_ADDRESS": f"{head.address}:{_PORT}",
             "VLLM_PP_LAYER_PARTITION": ",".join(map(str, shape.layers)),
         }
-        engine = head.start([sys.executable, by_hand_engine.__file__, json.dumps(settings)], env=environment)
+        engine = head.start(
+            [*_NICE, sys.executable, by_hand_engine.__file__, json.dumps(settings)], env=environment
+        )
         stack.callback(_end, engine)
         engine.wait_for('"imported"', _ENGINE_TIMEOUT_S, stream="stdout")
         done("import")
@@ -118,7 +125,7 @@ def _begin_ray(stack: ExitStack, machine: Machine, *options: str) -> Process:
         "--block",
     )
     machine.namespaces.inside(_directory(machine)).mkdir(exist_ok=True)
-    process = machine.start(["ray", "start", *options, *common], env=_environment(machine))
+    process = machine.start([*_NICE, "ray", "start", *options, *common], env=_environment(machine))
     stack.callback(_end, process)
     return process
 

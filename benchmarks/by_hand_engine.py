@@ -1,8 +1,8 @@
 """What a user of vLLM and Ray writes to ask a model that is spread over a Ray cluster.
 
 Takes its settings as JSON in argument 1. Prints JSON lines: {"event": "imported" | "ready", "at": MONOTONIC_S}; then
-answers questions on the Unix socket `socket`, one connection each: a JSON line {"prompt", "max_tokens"} gets one
-JSON line {"asked_at", "tokens": [[MONOTONIC_S, TOKEN_ID], ...]}. Times are taken here, where the tokens are made.
+answers questions on the Unix socket `socket`, one connection each: a JSON line {"prompt", "max_tokens"} gets a JSON
+line with a list of token ids whenever there are new ones, until the connection is closed.
 """
 
 from __future__ import annotations
@@ -40,13 +40,9 @@ async def serve(settings: dict[str, Any]) -> None:
             output_kind=RequestOutputKind.DELTA,
         )
         count += 1
-        asked_at = time.monotonic()
-        tokens: list[tuple[float, int]] = []
         async for output in engine.generate(question["prompt"], sampling, str(count)):
-            now = time.monotonic()
-            tokens += [(now, token) for token in output.outputs[0].token_ids]
-        writer.write(json.dumps({"asked_at": asked_at, "tokens": tokens}).encode() + b"\n")
-        await writer.drain()
+            writer.write(json.dumps(list(output.outputs[0].token_ids)).encode() + b"\n")
+            await writer.drain()
         writer.close()
 
     server = await asyncio.start_unix_server(answer, settings["socket"])

@@ -17,9 +17,9 @@ from pathlib import Path
 from benchmarks import report
 from benchmarks.first_token import measure_first_token, phase_table
 from benchmarks.idle import measure_idle
-from benchmarks.overlay import measure_overlay
+from benchmarks.overlay import Way, measure_overlay
 from benchmarks.report import Figure
-from benchmarks.session import measure_session
+from benchmarks.session import SEQUENCES, measure_session
 from tests.system.lan import Lan
 from tests.system.swarm import Host, Swarm
 
@@ -47,16 +47,21 @@ def idle(stage: Stage) -> list[Figure]:
 
 
 def session(stage: Stage) -> list[Figure]:
-    """Decode speed."""
+    """Decode speed, of one request alone and of as many as the session is made for."""
     one, other = stage.hosts
-    speed = measure_session(stage.swarm, (one.machine, other.machine), SESSION_REPEATS)
-    _note("session", "tok/s: " + " ".join(f"{value:.0f}" for value in speed.session_each))
-    _note("by hand", "tok/s: " + " ".join(f"{value:.0f}" for value in speed.by_hand_each))
-    return [
-        Figure("session speed", speed.session_tok_s, "tok/s"),
-        Figure("session speed by hand", speed.by_hand_tok_s, "tok/s"),
-        Figure("session speed ratio", speed.ratio, "", 0.95),
-    ]
+    speeds = measure_session(stage.swarm, (one.machine, other.machine), (1, SEQUENCES), SESSION_REPEATS)
+    figures = []
+    for count, speed in speeds.items():
+        for who, each in (("session", speed.session_each), ("by hand", speed.by_hand_each)):
+            _note(f"{who}, {count} at once", "tok/s: " + " ".join(f"{value:.0f}" for value in each))
+        name = f"session speed, {count} at once"
+        figures += [
+            Figure(name, speed.session_tok_s, "tok/s"),
+            Figure(f"{name}, by hand", speed.by_hand_tok_s, "tok/s"),
+            # A session of one person is asked one thing at a time; what more cost together is for information.
+            Figure(f"{name}, ratio", speed.ratio, "", 0.95 if count == 1 else None),
+        ]
+    return figures
 
 
 def first_token(stage: Stage) -> list[Figure]:
@@ -75,15 +80,22 @@ def first_token(stage: Stage) -> list[Figure]:
 
 def overlay(stage: Stage) -> list[Figure]:
     """Between two cells, each in a network namespace of its own."""
-    found = measure_overlay(REPEATS)
-    return [
-        Figure("plain TCP throughput", found.plain.sent_mb_s, "MB/s"),
-        Figure("overlay throughput", found.overlay.sent_mb_s, "MB/s"),
-        Figure("overlay throughput ratio", found.ratio, "", 0.3),
-        Figure("plain TCP round trip", found.plain.rtt_ms, "ms"),
-        Figure("overlay round trip", found.overlay.rtt_ms, "ms"),
-        Figure("overlay added round trip", found.added_rtt_ms, "ms", 1, "at most"),
+    direct = measure_overlay(REPEATS)
+    figures = [
+        Figure("plain TCP throughput", direct.plain.sent_mb_s, "MB/s"),
+        Figure("plain TCP round trip", direct.plain.rtt_ms, "ms"),
+        Figure("overlay throughput", direct.overlay.sent_mb_s, "MB/s"),
+        Figure("overlay throughput ratio", direct.ratio, "", 0.3),
+        Figure("overlay added round trip", direct.added_rtt_ms, "ms", 1, "at most"),
     ]
+    ways: tuple[Way, ...] = ("streams", "relayed")
+    for way in ways:
+        found = measure_overlay(REPEATS, way)
+        figures += [
+            Figure(f"overlay throughput, {way}", found.overlay.sent_mb_s, "MB/s"),
+            Figure(f"overlay added round trip, {way}", found.added_rtt_ms, "ms"),
+        ]
+    return figures
 
 
 PARTS: dict[str, Callable[[Stage], list[Figure]]] = {

@@ -6,7 +6,8 @@ import os
 import secrets
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -25,25 +26,39 @@ CONTEXT = 2048
 SEQUENCES = 4
 _NAME = "bench"
 
+Answer = tuple[Token, ...]
+
 
 @dataclass(frozen=True, slots=True)
 class SessionSpeed:
-    """Decode speed of one request at a time: medians over `repeats` answers, and each of them."""
+    """Decode speed with so many requests at once: what each turn gave on either side."""
 
-    session_tok_s: float
-    by_hand_tok_s: float
     session_each: tuple[float, ...]
     by_hand_each: tuple[float, ...]
 
     @property
+    def session_tok_s(self) -> float:
+        return statistics.median(self.session_each)
+
+    @property
+    def by_hand_tok_s(self) -> float:
+        return statistics.median(self.by_hand_each)
+
+    @property
     def ratio(self) -> float:
-        return self.session_tok_s / self.by_hand_tok_s
+        """The median of the turns' ratios: what else the machine does then hits both sides of each alike."""
+        pairs = zip(self.session_each, self.by_hand_each, strict=True)
+        return statistics.median(session / by_hand for session, by_hand in pairs)
 
 
-def measure_session(swarm: Swarm, workers: tuple[Machine, Machine], repeats: int) -> SessionSpeed:
-    """Both clusters are up at once, and are asked in turns: while one answers the other is idle.
+def measure_session(
+    swarm: Swarm, workers: tuple[Machine, Machine], at_once: Sequence[int], repeats: int
+) -> dict[int, SessionSpeed]:
+    """Speeds for each number of requests in `at_once`.
 
-    Raises RuntimeError when they do not give the same tokens.
+    Both clusters are up all the time and are asked in turns: while one answers the other is idle. Both stream to this process,
+    which takes the times, over a Unix socket. Raises RuntimeError when a
+    single request does not get the same tokens from both.
     """
     with opened_session(swarm) as (registry, description):
         layers = tuple(stage.end_layer - stage.first_layer for stage in description.stages)
@@ -51,28 +66,42 @@ def measure_session(swarm: Swarm, workers: tuple[Machine, Machine], repeats: int
         ordered = sorted(workers, key=lambda machine: names.index(machine.name))
         shape = Shape(TINY, layers, CONTEXT, SEQUENCES)
         with cluster_by_hand(swarm.requester, ordered, shape) as by_hand:
-            session_each, by_hand_each = [], []
-            # The first answers find everything cold and do not count.
-            for turn in range(repeats + 1):
-                ours = _ask(registry)
-                theirs = by_hand.ask(PROMPT, TOKENS)
-                if [token.id for token in ours] != [token.id for token in theirs]:
-                    raise RuntimeError("the session and the cluster by hand give different tokens")
-                if turn:
-                    session_each.append(decode_tok_s(ours))
-                    by_hand_each.append(decode_tok_s(theirs))
-    return SessionSpeed(
-        session_tok_s=statistics.median(session_each),
-        by_hand_tok_s=statistics.median(by_hand_each),
-        session_each=tuple(session_each),
-        by_hand_each=tuple(by_hand_each),
-    )
+            if _ids(_ask(registry)) != _ids(by_hand.ask(PROMPT, TOKENS)):
+                raise RuntimeError("the session and the cluster by hand give different tokens")
+            return {
+                count: _in_turns(lambda: _ask(registry), lambda: by_hand.ask(PROMPT, TOKENS), count, repeats)
+                for count in at_once
+            }
 
 
-def decode_tok_s(tokens: tuple[Token, ...]) -> float:
-    """Tokens after those that came first, per second after them."""
-    first, last = tokens[0].at_s, tokens[-1].at_s
-    return sum(token.at_s > first for token in tokens) / (last - first)
+def _in_turns(
+    session: Callable[[], Answer], by_hand: Callable[[], Answer], at_once: int, repeats: int
+) -> SessionSpeed:
+    speeds: list[tuple[float, float]] = []
+    with ThreadPoolExecutor(at_once) as threads:
+
+        def measure(ask: Callable[[], Answer]) -> float:
+            return decode_tok_s([asked.result() for asked in [threads.submit(ask) for _ in range(at_once)]])
+
+        for turn in range(repeats + 1):
+            # Who goes first changes, so that neither always follows the other.
+            if turn % 2:
+                speeds.append((measure(session), measure(by_hand)))
+            else:
+                speeds.append((measure(by_hand), measure(session))[::-1])
+    # The first turn finds everything cold.
+    return SessionSpeed(*zip(*speeds[1:], strict=True))
+
+
+def decode_tok_s(answers: Sequence[Answer]) -> float:
+    """Tokens per second of all answers together, while all of them were being made: from the last first token on."""
+    begin = max(answer[0].at_s for answer in answers)
+    end = min(answer[-1].at_s for answer in answers)
+    return sum(begin < token.at_s <= end for answer in answers for token in answer) / (end - begin)
+
+
+def _ids(answer: Answer) -> list[int]:
+    return [token.id for token in answer]
 
 
 @contextmanager
@@ -93,7 +122,7 @@ def opened_session(swarm: Swarm) -> Iterator[tuple[Registry, Description]]:
         carol.run(["edgellm", "session", "close", _NAME]).check()
 
 
-def _ask(registry: Registry) -> tuple[Token, ...]:
+def _ask(registry: Registry) -> Answer:
     question = Question(text=PROMPT, sampling=Sampling(max_tokens=TOKENS, temperature=0.0))
     request = question_to_wire(question, secrets.token_hex(8))
     request.sampling.ignore_eos = True
