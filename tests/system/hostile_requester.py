@@ -1,0 +1,26 @@
+"""`edgellm` of a requester that runs `hostile_head.py` as its head: `python hostile_requester.py TARGETS ask ...`."""
+
+import sys
+from pathlib import Path
+
+from edgellm_vllm.backend import VllmBackend
+
+from edgellm.cli import main
+from edgellm.engine.backend import MemberSpec
+
+TARGETS = sys.argv.pop(1)
+HEAD = Path(__file__).with_name("hostile_head.py").read_text()
+_command = VllmBackend.command
+
+
+def _hostile(backend: VllmBackend, member: MemberSpec) -> tuple[str, ...]:
+    honest = _command(backend, member)
+    if member.role == "worker":
+        return honest
+    return (sys.executable, "-c", HEAD, *(word for word in honest if word.startswith("--")), TARGETS)
+
+
+VllmBackend.command = _hostile  # type: ignore[method-assign]
+
+if __name__ == "__main__":
+    main()

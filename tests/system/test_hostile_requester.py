@@ -1,0 +1,144 @@
+"""A requester whose head sends its own code to a host, as Ray lets it: what that code sees and reaches there.
+
+Each attempt that must fail has a twin that must succeed, so that a task that never ran, or tried it the wrong way,
+cannot pass for one that was fenced.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.system.lan import Lan
+from tests.system.machine import REPOSITORY, Machine
+from tests.system.process import Process
+from tests.system.swarm import ASK_TIMEOUT_S, TINY, Swarm
+
+HOSTILE = Path(__file__).with_name("hostile_requester.py")
+LOOPBACK_PORT, LAN_PORT = 7001, 7002
+SERVICE = """
+import socket, sys, threading
+def serve(address, port):
+    server = socket.create_server((address, port))
+    while True:
+        peer, _ = server.accept()
+        peer.sendall(b"hello")
+        peer.close()
+threading.Thread(target=serve, args=("127.0.0.1", 7001), daemon=True).start()
+print("up", flush=True)
+serve("0.0.0.0", 7002)
+"""
+CALL = """
+import socket, sys
+print(socket.create_connection((sys.argv[1], int(sys.argv[2])), timeout=2).recv(5).decode())
+"""
+COMMANDS = (
+    "true",
+    "nft --version",
+    "nft flush ruleset",
+    "nft add table ip mine",
+    "ip route add default dev lo",
+    "ip link set edge0 down",
+    "ip address add 10.77.0.3/24 dev edge0",
+    "mount -t tmpfs none /tmp",
+    "unshare --user true",
+    "bwrap --ro-bind / / true",
+)
+
+
+@pytest.fixture(scope="module")
+def swarm(module_lan: Lan) -> Swarm:
+    swarm = Swarm(module_lan)
+    alice = swarm.machine("alice")
+    alice.start([sys.executable, "-c", SERVICE]).wait_for("up")
+    swarm.machine("eve")
+    swarm.start_host(alice, "--max-leases", "2", memory="4GiB").wait_ready()
+    return swarm
+
+
+def hostile_cluster(swarm: Swarm, machine: Machine, targets: dict[str, list[Any]]) -> Process:
+    wanted = {
+        key: targets.get(key, []) for key in ("files", "writes", "listed", "reach", "commands", "running")
+    }
+    argv = swarm.ask("hello", "--pp", "1")
+    return machine.start(
+        [sys.executable, str(HOSTILE), json.dumps(wanted), *argv[1:]], env={"PYTHONPATH": str(REPOSITORY)}
+    )
+
+
+def told(process: Process, event: str) -> dict[str, Any]:
+    said = process.wait_for(rf"head +{event} (\{{.*\}})$", ASK_TIMEOUT_S, stream="stderr")
+    content = json.loads(said[1])
+    assert isinstance(content, dict)
+    return content
+
+
+def test_code_of_a_requester_stays_in_its_cell(swarm: Swarm) -> None:
+    alice = swarm.lan.machines[2]
+    identity = alice.home / ".local/state/edgellm/identity.key"
+    assert alice.namespaces.inside(identity).exists()
+    for where, port in (("127.0.0.1", LOOPBACK_PORT), (alice.address, LAN_PORT)):
+        assert alice.run([sys.executable, "-c", CALL, where, str(port)]).stdout == "hello\n"
+
+    # Somebody else's cluster, which alice is a member of as well.
+    with hostile_cluster(swarm, swarm.lan.machines[3], {}) as others:
+        elsewhere = told(others, "attack")["node"].rsplit(".", 1)[0]
+        reach = [["127.0.0.1", LOOPBACK_PORT], [alice.address, LAN_PORT]]
+        reach += [[machine.address, 4001] for machine in swarm.lan.machines[:3]]
+        reach += [[f"{elsewhere}.{member}", port] for member in (1, 2) for port in (6379, 4001, 22)]
+        reach += [["10.88.255.254", 6379], ["192.0.2.1", 53]]
+        targets = {
+            "files": [
+                "/model/config.json",
+                "/proc/self/status",
+                str(identity),
+                "/etc/shadow",
+                str(TINY / "config.json"),
+            ],
+            "writes": ["/tmp/own", "/model/config.json", "/etc/passwd", sys.prefix + "/own", "/usr/own"],
+            "listed": [
+                "/model",
+                str(alice.home),
+                str(alice.runtime),
+                "/home",
+                "/var/tmp",
+                str(REPOSITORY / "tests"),
+            ],
+            "reach": reach,
+            "commands": list(COMMANDS),
+            "running": ["raylet", "edgellm host", "edgellm bootstrap", "overlay.carrier"],
+        }
+        with hostile_cluster(swarm, swarm.requester, targets) as process:
+            subnet = told(process, "subnet")["subnet"]
+            assert subnet != elsewhere, "of 256 subnets the two clusters chose the same: run it again"
+            seen = told(process, "attack")
+            assert swarm.peers(swarm.meeting_point)["alice"]["free_leases"] == 0, "both clusters are there"
+
+    assert seen["node"] == f"{subnet}.2"
+    assert seen["ray_runs"] >= 1
+    assert (seen["interfaces"], seen["unshare_user"]) == (["edge0", "lo"], 1)
+    assert seen["environment"] == {"HOME": "/tmp", "EDGELLM_HOME": "", "XDG_STATE_HOME": ""}
+    assert seen["seen_running"] == ["raylet"]
+    only(seen["files"], "/model/config.json", "/proc/self/status")
+    only(seen["writes"], "/tmp/own")
+    only(seen["listed"], "/model")
+    only(seen["reached"], f"{subnet}.1:6379")
+    assert len(seen["reached"]) == len(reach) + 2
+    assert set(seen["commands"]) == set(COMMANDS)
+    succeeded = {words for words, outcome in seen["commands"].items() if outcome == "done: 0"}
+    assert succeeded == {"true", "nft --version"}
+
+
+def only(outcomes: dict[str, str], *expected: str) -> None:
+    """Of all attempts these succeeded, and the others failed."""
+    assert {name for name, outcome in outcomes.items() if outcome.startswith("done: ")} == set(expected), (
+        outcomes
+    )
+    assert all(re.match(r"done: |\w+Error: |TimeoutError", outcome) for outcome in outcomes.values()), (
+        outcomes
+    )
