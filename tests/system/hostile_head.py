@@ -96,7 +96,6 @@ async def main() -> None:
     async with ray_node(head_arguments(address, int(port))) as node:
         node.start()
         await node.wait_started()
-        event("subnet", subnet=subnet)
         await asyncio.to_thread(ray.init, address=f"{address}:{port}", log_to_driver=False)
         workers: list[Any] = []
         deadline = time.monotonic() + 60

@@ -61,13 +61,15 @@ def swarm(module_lan: Lan) -> Swarm:
     return swarm
 
 
-def hostile_cluster(swarm: Swarm, machine: Machine, targets: dict[str, list[Any]]) -> Process:
+def hostile_cluster(swarm: Swarm, machine: Machine, third: int, targets: dict[str, list[Any]]) -> Process:
+    """A cluster of the machine's at 10.88.THIRD.0/24, whose head attacks alice."""
     wanted = {
         key: targets.get(key, []) for key in ("files", "writes", "listed", "reach", "commands", "running")
     }
     argv = swarm.ask("hello", "--pp", "1")
     return machine.start(
-        [sys.executable, str(HOSTILE), json.dumps(wanted), *argv[1:]], env={"PYTHONPATH": str(REPOSITORY)}
+        [sys.executable, str(HOSTILE), str(third), json.dumps(wanted), *argv[1:]],
+        env={"PYTHONPATH": str(REPOSITORY)},
     )
 
 
@@ -86,11 +88,11 @@ def test_code_of_a_requester_stays_in_its_cell(swarm: Swarm) -> None:
         assert alice.run([sys.executable, "-c", CALL, where, str(port)]).stdout == "hello\n"
 
     # Somebody else's cluster, which alice is a member of as well.
-    with hostile_cluster(swarm, swarm.lan.machines[3], {}) as others:
-        elsewhere = told(others, "attack")["node"].rsplit(".", 1)[0]
+    with hostile_cluster(swarm, swarm.lan.machines[3], 1, {}) as others:
+        assert told(others, "attack")["node"] == "10.88.1.2"
         reach = [["127.0.0.1", LOOPBACK_PORT], [alice.address, LAN_PORT]]
         reach += [[machine.address, 4001] for machine in swarm.lan.machines[:3]]
-        reach += [[f"{elsewhere}.{member}", port] for member in (1, 2) for port in (6379, 4001, 22)]
+        reach += [[f"10.88.1.{member}", port] for member in (1, 2) for port in (6379, 4001, 22)]
         reach += [["10.88.255.254", 6379], ["192.0.2.1", 53]]
         targets = {
             "files": [
@@ -113,13 +115,11 @@ def test_code_of_a_requester_stays_in_its_cell(swarm: Swarm) -> None:
             "commands": list(COMMANDS),
             "running": ["raylet", "edgellm host", "edgellm bootstrap", "overlay.carrier"],
         }
-        with hostile_cluster(swarm, swarm.requester, targets) as process:
-            subnet = told(process, "subnet")["subnet"]
-            assert subnet != elsewhere, "of 256 subnets the two clusters chose the same: run it again"
+        with hostile_cluster(swarm, swarm.requester, 2, targets) as process:
             seen = told(process, "attack")
             assert swarm.peers(swarm.meeting_point)["alice"]["free_leases"] == 0, "both clusters are there"
 
-    assert seen["node"] == f"{subnet}.2"
+    assert seen["node"] == "10.88.2.2"
     assert seen["ray_runs"] >= 1
     assert (seen["interfaces"], seen["unshare_user"]) == (["edge0", "lo"], 1)
     assert seen["environment"] == {"HOME": "/tmp", "EDGELLM_HOME": "", "XDG_STATE_HOME": ""}
@@ -127,7 +127,7 @@ def test_code_of_a_requester_stays_in_its_cell(swarm: Swarm) -> None:
     only(seen["files"], "/model/config.json", "/proc/self/status")
     only(seen["writes"], "/tmp/own")
     only(seen["listed"], "/model")
-    only(seen["reached"], f"{subnet}.1:6379")
+    only(seen["reached"], "10.88.2.1:6379")
     assert len(seen["reached"]) == len(reach) + 2
     assert set(seen["commands"]) == set(COMMANDS)
     succeeded = {words for words, outcome in seen["commands"].items() if outcome == "done: 0"}
