@@ -21,13 +21,15 @@ from edgellm.types.plan import ClusterPlan, Member
 class ScriptedCell:
     """A cell that lives until the test ends it (`edgellm.cluster.member.CellHandle`)."""
 
-    def __init__(self, events: trio.MemoryReceiveChannel[dict[str, object]]) -> None:
-        self.events = events
+    def __init__(self) -> None:
+        self.say, self.events = trio.open_memory_channel[dict[str, object]](16)
         self._gone = trio.Event()
         self._status = 0
 
     def die(self, status: int) -> None:
+        """Ends the cell, and with it what it says, as the end of a process does."""
         self._status = status
+        self.say.close()
         self._gone.set()
 
     async def wait(self) -> int:
@@ -57,8 +59,7 @@ class ScriptedMachine:
     async def _open(self, plan: ClusterPlan, own: Member) -> AsyncIterator[RunningMember]:
         if self.refuse:
             raise CellError(self.refuse, remedy="run `edgellm doctor`")
-        send, events = trio.open_memory_channel[dict[str, object]](16)
-        cell = ScriptedCell(events)
+        cell = ScriptedCell()
         self.cells.append(cell)
         try:
             with ExitStack() as stack:
@@ -67,8 +68,8 @@ class ScriptedMachine:
                 if own is plan.head:
                     stack.enter_context(scripted_engine(socket, self.script))
                 else:
-                    send.send_nowait({"event": "joined"})
+                    cell.say.send_nowait({"event": "joined"})
                 yield RunningMember(cell, socket, "/model")
         finally:
-            send.close()
+            cell.say.close()
             self.cells.remove(cell)
