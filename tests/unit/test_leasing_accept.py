@@ -1,0 +1,197 @@
+"""Which signed plans a host acts on, and which bytes are a plan at all."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edgellm.cluster.assemble import Grant, HeadDoor, assemble
+from edgellm.errors import ProtocolViolation
+from edgellm.leasing.accept import MAX_CONTEXT, objection
+from edgellm.leasing.codec import DOMAIN, PAYLOAD_TYPE, open_plan, seal_plan
+from edgellm.leasing.lease import Lease, Phase
+from edgellm.p2p.envelope import seal
+from edgellm.p2p.identity import Identity
+from edgellm.types.plan import ClusterPlan, Endpoint, Member, PlanRequest, Prediction, Stage, StagePlan
+from tests.unit.samples import DIGEST, ENGINE, GIB, SHAPE
+
+CLUSTER = "c8" + "0" * 30
+LEASE = Lease(
+    "lease-b", CLUSTER, "asker", ("1",), GIB, 3, 8, DIGEST, "overlay", Phase.RESERVED, granted_at=1000.0
+)
+CERTIFICATE = b"certificate-b"
+
+
+def make_plan(fabric: str = "overlay") -> ClusterPlan:
+    """Two stages: host a has layers 0 to 2, host b 3 to 7."""
+    stages = StagePlan(
+        request=PlanRequest("tiny", DIGEST, SHAPE, context=256, fabric=fabric),
+        engine=ENGINE,
+        tensor_parallel=1,
+        stages=(Stage("a", "alice", 0, 3, GIB), Stage("b", "bob", 3, 8, GIB)),
+        kv_cache_bytes=1 << 20,
+        prediction=Prediction(1.0, 1.0),
+    )
+    grants = [
+        Grant(
+            "a", "lease-a", ("0",), b"certificate-a", (Endpoint("10.0.0.1", 7000),), ("/ip4/10.0.0.1/tcp/4",)
+        ),
+        Grant("b", "lease-b", ("1",), CERTIFICATE, (Endpoint("10.0.0.2", 7000),), ()),
+    ]
+    head = HeadDoor("asker", b"certificate-head", (Endpoint("10.0.0.9", 7001),), ())
+    return assemble(stages, grants, head, cluster=CLUSTER, token="ab" * 32, issued_at=1000.0)
+
+
+PLAN = make_plan()
+
+
+def mine(**changes: object) -> ClusterPlan:
+    return with_member(2, **changes)
+
+
+def with_member(index: int, **changes: object) -> ClusterPlan:
+    members = list(PLAN.members)
+    members[index] = replace(members[index], **changes)  # type: ignore[arg-type]
+    return replace(PLAN, members=tuple(members))
+
+
+def judge(plan: ClusterPlan, *, signer: str = "asker", lease: Lease = LEASE) -> str | None:
+    return objection(plan, signer=signer, peer="b", lease=lease, certificate=CERTIFICATE)
+
+
+def test_assembled_addresses_are_in_pipeline_order() -> None:
+    assert PLAN.subnet == "10.88.200.0/24"
+    assert [(member.peer, member.address) for member in PLAN.members] == [
+        ("asker", "10.88.200.1"),
+        ("a", "10.88.200.2"),
+        ("b", "10.88.200.3"),
+    ]
+    assert [(member.first_layer, member.end_layer) for member in PLAN.workers] == [(0, 3), (3, 8)]
+    assert (PLAN.head.lease, PLAN.head.devices, PLAN.head.memory_bytes) == ("", (), 0)
+
+
+def test_on_the_direct_fabric_members_have_their_own_addresses() -> None:
+    plan = make_plan("direct")
+    assert [member.address for member in plan.members] == ["10.0.0.9", "10.0.0.1", "10.0.0.2"]
+    assert judge(plan, lease=replace(LEASE, fabric="direct")) is None
+
+
+def test_the_plan_that_was_granted_is_accepted() -> None:
+    assert judge(PLAN) is None
+
+
+@pytest.mark.parametrize(
+    ("plan", "why"),
+    [
+        (replace(PLAN, cluster="d" * 32), "another cluster"),
+        (replace(PLAN, digest="cd" * 32), "another cluster, model"),
+        (replace(PLAN, fabric="direct"), "fabric"),
+        (replace(PLAN, members=PLAN.members[:2]), "exactly once"),
+        (replace(PLAN, members=(*PLAN.members, PLAN.members[2])), "exactly once"),
+        (mine(lease="lease-z"), "exactly once"),
+        (mine(first_layer=2), "other layers"),
+        (mine(end_layer=7), "other layers"),
+        (mine(devices=("0",)), "other devices"),
+        (mine(devices=("1", "0")), "other devices"),
+        (replace(PLAN, tensor_parallel=2), "other devices"),
+        (mine(memory_bytes=GIB + 1), "more memory"),
+        (replace(PLAN, kv_cache_bytes=GIB), "more memory"),
+        (mine(overlay_certificate=b"certificate-a"), "another certificate"),
+        (with_member(0, peer="a"), "head on another peer"),
+        (replace(PLAN, max_model_len=0), "impossible context"),
+        (replace(PLAN, max_model_len=MAX_CONTEXT + 1), "impossible context"),
+        (with_member(1, address="10.88.200.3"), "one address"),
+        (with_member(1, address="10.88.200.300"), "that is none"),
+        (replace(PLAN, subnet="10.88.200.7/24"), "that is none"),
+        (replace(PLAN, subnet="everywhere"), "that is none"),
+        (replace(PLAN, subnet="0.0.0.0/0"), "outside the overlay"),
+        (with_member(1, address="10.88.201.2"), "outside the overlay"),
+        (with_member(1, address="127.0.0.1"), "outside the overlay"),
+        (with_member(1, end_layer=2), "exactly one stage"),
+        (with_member(1, end_layer=4), "exactly one stage"),
+        (with_member(1, first_layer=1), "exactly one stage"),
+        (with_member(1, first_layer=3, end_layer=3), "exactly one stage"),
+    ],
+)
+def test_each_objection(plan: ClusterPlan, why: str) -> None:
+    said = judge(plan)
+    assert said is not None
+    assert why in said
+
+
+def test_only_the_one_that_reserved_may_sign() -> None:
+    assert "signed by another peer" in (judge(PLAN, signer="a") or "")
+
+
+def test_a_plan_survives_the_wire() -> None:
+    signer = Identity.generate()
+    assert open_plan(seal_plan(PLAN, signer)) == (signer.peer, PLAN)
+
+
+@pytest.mark.parametrize(
+    ("plan", "why"),
+    [
+        (replace(PLAN, members=PLAN.members[:1]), "1 members"),
+        (replace(PLAN, members=PLAN.members[:1] * 65), "65 members"),
+        (replace(PLAN, cluster_token="short"), "digest or token"),
+        (replace(PLAN, cluster_token="a" * 31 + "$"), "digest or token"),
+        (replace(PLAN, digest="ab"), "digest or token"),
+        (with_member(1, address="edge.example"), "not of its form"),
+        (with_member(1, address="10.0.0.1\n"), "not of its form"),
+        (with_member(1, devices=("0",) * 65), "not of its form"),
+        (with_member(1, overlay_certificate=bytes(4097)), "certificate"),
+        (with_member(1, overlay_endpoints=(Endpoint("10.0.0.1", 0),)), "endpoint"),
+        (with_member(1, overlay_endpoints=(Endpoint("-oProxy", 22),)), "endpoint"),
+        (with_member(1, overlay_endpoints=(Endpoint("10.0.0.1", 1),) * 17), "17 overlay endpoints"),
+    ],
+)
+def test_what_is_out_of_form_is_not_a_plan(plan: ClusterPlan, why: str) -> None:
+    with pytest.raises(ProtocolViolation, match=why):
+        open_plan(seal_plan(plan, Identity.generate()))
+
+
+def test_a_changed_byte_anywhere_is_noticed() -> None:
+    envelope = seal_plan(PLAN, Identity.generate())
+    for index in range(0, len(envelope), 7):
+        changed = bytearray(envelope)
+        changed[index] ^= 1
+        with pytest.raises(ProtocolViolation):
+            open_plan(bytes(changed))
+
+
+@given(st.binary(max_size=300))
+def test_garbage_is_a_violation_and_nothing_else(data: bytes) -> None:
+    with pytest.raises(ProtocolViolation):
+        open_plan(data)
+
+
+SIGNER = Identity.generate()
+
+
+@given(st.binary(max_size=300))
+def test_signed_garbage_is_a_violation_too(data: bytes) -> None:
+    with pytest.raises(ProtocolViolation):
+        open_plan(seal(SIGNER, DOMAIN, PAYLOAD_TYPE, data))
+
+
+@given(
+    address=st.from_regex(r"\A[0-9]{1,3}(\.[0-9]{1,3}){3}\Z"),
+    subnet=st.text(max_size=20),
+    first=st.integers(0, 99),
+    end=st.integers(0, 99),
+)
+def test_no_plan_makes_the_judge_fail(address: str, subnet: str, first: int, end: int) -> None:
+    plan = replace(with_member(1, address=address, first_layer=first, end_layer=end), subnet=subnet)
+    said = judge(plan)
+    assert said is None or said
+    if said is None:
+        assert (first, end) == (0, 3)
+
+
+def test_members_are_found_by_peer_and_address() -> None:
+    found: Member | None = PLAN.at("10.88.200.3")
+    assert found is PLAN.member("b")
+    assert PLAN.at("10.88.200.9") is None
