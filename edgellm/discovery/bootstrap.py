@@ -20,7 +20,7 @@ def bootstrap_peers(said: Sequence[str], state: Path) -> tuple[str, ...]:
     environment = [part.strip() for part in os.environ.get(ENVIRONMENT, "").split(",") if part.strip()]
     addresses = tuple(dict.fromkeys(said or environment or _remembered(state)))
     for address in addresses:
-        if not address.startswith("/") or "/p2p/" not in address:
+        if not _names_a_peer(address):
             raise UsageError(
                 f"{address!r} is no address of a peer",
                 remedy="give one as a host prints it: /ip4/192.168.1.7/tcp/4001/p2p/12D3Koo...",
@@ -45,7 +45,13 @@ def remember(addresses: Sequence[str], state: Path) -> None:
 
 
 def _remembered(state: Path) -> list[str]:
+    """What was kept; nothing where the file cannot be read, as the user has not said it now and cannot be blamed for it."""
     try:
-        return (state / "bootstrap").read_text().split()
-    except OSError:
+        addresses = (state / "bootstrap").read_text().split()
+    except (OSError, UnicodeDecodeError):
         return []
+    return [address for address in addresses if _names_a_peer(address)]
+
+
+def _names_a_peer(address: str) -> bool:
+    return address.startswith("/") and "/p2p/" in address

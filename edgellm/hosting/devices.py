@@ -103,7 +103,7 @@ def lend(
 
 
 def _cpu_devices(cpu: Device, wanted: str | None, free_bytes: int) -> tuple[Device, ...]:
-    if wanted is not None and (not wanted.isdigit() or not 1 <= int(wanted) <= MAX_CPU_DEVICES):
+    if wanted is not None and (not wanted.isdecimal() or not 1 <= int(wanted) <= MAX_CPU_DEVICES):
         raise UsageError(
             f"--devices {wanted}: on a CPU this is a number, how many devices it counts as",
             remedy="leave it out, or say for example --devices 2",
