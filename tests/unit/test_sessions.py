@@ -1,0 +1,217 @@
+"""Sessions on this machine: their places, their end by idleness, and questions to one over its real protocol."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import grpc
+import psutil
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edgellm.cli import app
+from edgellm.cli._errors import told
+from edgellm.errors import SessionError, UsageError
+from edgellm.paths import default_paths
+from edgellm.sessions.client import list_sessions
+from edgellm.sessions.idle import Idleness
+from edgellm.sessions.registry import Registry, SessionFiles, SessionRecord, read_record, write_record
+from edgellm.wire import backend_pb2, session_pb2, session_pb2_grpc
+
+
+class Daemon(session_pb2_grpc.SessionServicer):
+    """Answers with the words of the prompt; breaks with `failure` where it is set."""
+
+    def __init__(self, state: str, failure: tuple[grpc.StatusCode, str] | None) -> None:
+        self.state = state
+        self.failure = failure
+        self.asked: list[backend_pb2.GenerateRequest] = []
+
+    def Describe(
+        self, request: session_pb2.DescribeRequest, context: grpc.ServicerContext
+    ) -> session_pb2.Description:
+        stage = session_pb2.StageDescription(peer="peer-a", name="alice", first_layer=0, end_layer=8)
+        return session_pb2.Description(name="amber", model="tiny", state=self.state, stages=[stage])
+
+    def Generate(
+        self, request: backend_pb2.GenerateRequest, context: grpc.ServicerContext
+    ) -> Iterator[backend_pb2.GenerateEvent]:
+        self.asked.append(request)
+        words = request.text.split()
+        for index, word in enumerate(words):
+            last = index + 1 == len(words)
+            yield backend_pb2.GenerateEvent(
+                token_ids=[index],
+                text=word if last else f"{word} ",
+                prompt_tokens=len(words),
+                finish_reason="stop" if last and not self.failure else "",
+            )
+        if self.failure:
+            context.abort(*self.failure)
+
+
+@pytest.fixture(autouse=True)
+def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Registry:
+    monkeypatch.setenv("EDGELLM_HOME", str(tmp_path))
+    return Registry(default_paths().sessions)
+
+
+@contextmanager
+def daemon(
+    registry: Registry, *, state: str = "ready", failure: tuple[grpc.StatusCode, str] | None = None
+) -> Iterator[tuple[Daemon, SessionFiles]]:
+    """An open session named amber, whose daemon is this process."""
+    _, files = registry.reserve("amber")
+    write_record(files, SessionRecord("amber", "tiny", os.getpid(), psutil.Process().create_time(), state))
+    serving = Daemon(state, failure)
+    server = grpc.server(ThreadPoolExecutor(4))
+    session_pb2_grpc.add_SessionServicer_to_server(serving, server)  # type: ignore[no-untyped-call]
+    server.add_insecure_port(f"unix:{files.socket}")
+    server.start()
+    try:
+        yield serving, files
+    finally:
+        server.stop(grace=0).wait(timeout=5)
+
+
+def ask(*arguments: str) -> int:
+    return told(lambda: app(["ask", "--session", "amber", *arguments], standalone_mode=False))
+
+
+def test_only_the_answer_goes_to_stdout(registry: Registry, capfd: pytest.CaptureFixture[str]) -> None:
+    with daemon(registry) as (serving, _):
+        assert ask("why is it blue", "--raw", "--max-tokens", "9", "--stop", "end", "--seed", "3") == 0
+    out, err = capfd.readouterr()
+    assert out == "why is it blue\n"
+    assert "TTFT" in err
+    assert "4 tokens" in err
+    assert "alice layers 0-7" in err
+    (asked,) = serving.asked
+    assert (asked.sampling.max_tokens, asked.sampling.seed, list(asked.sampling.stop)) == (9, 3, ["end"])
+
+
+def test_a_quiet_answer_is_alone(registry: Registry, capfd: pytest.CaptureFixture[str]) -> None:
+    with daemon(registry):
+        assert ask("why is it blue", "--raw", "--quiet") == 0
+    assert capfd.readouterr() == ("why is it blue\n", "")
+
+
+def test_a_chat_has_the_system_prompt_first(registry: Registry) -> None:
+    with daemon(registry) as (serving, _):
+        assert ask("why", "--system", "be brief", "-q") == 0
+    (asked,) = serving.asked
+    assert [(message.role, message.content) for message in asked.chat.messages] == [
+        ("system", "be brief"),
+        ("user", "why"),
+    ]
+
+
+def test_json_is_one_object(registry: Registry, capfd: pytest.CaptureFixture[str]) -> None:
+    with daemon(registry):
+        assert ask("why blue", "--raw", "--json", "-q") == 0
+    shown = json.loads(capfd.readouterr().out)
+    assert shown["text"] == "why blue"
+    assert shown["token_ids"] == [0, 1]
+    assert shown["finish_reason"] == "stop"
+    assert shown["route"] == [{"peer": "peer-a", "name": "alice", "first_layer": 0, "end_layer": 8}]
+
+
+@pytest.mark.parametrize(
+    ("failure", "status", "line"),
+    [
+        ((grpc.StatusCode.INVALID_ARGUMENT, "the prompt has 99 tokens"), 2, "the prompt has 99 tokens"),
+        ((grpc.StatusCode.INTERNAL, "no memory\nand a trace"), 1, "session 'amber' failed: no memory"),
+    ],
+)
+def test_what_breaks_is_one_line(
+    failure: tuple[grpc.StatusCode, str],
+    status: int,
+    line: str,
+    registry: Registry,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    with daemon(registry, failure=failure):
+        assert ask("why", "--raw", "-q") == status
+    assert capfd.readouterr().err.splitlines() == [f"error: {line}"]
+
+
+def test_a_session_that_broke_tells_what_its_daemon_wrote(
+    registry: Registry, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with daemon(registry, failure=(grpc.StatusCode.UNAVAILABLE, "closing")) as (_, files):
+        record = SessionRecord("amber", "tiny", 1, 0.0, "failed", "host bob fell silent", "ask again", 1)
+        write_record(files, record)
+        assert ask("why", "--raw", "-q") == 1
+    assert capfd.readouterr().err.splitlines() == ["error: host bob fell silent", "try:   ask again"]
+
+
+def test_a_session_that_still_starts(registry: Registry, capfd: pytest.CaptureFixture[str]) -> None:
+    with daemon(registry, state="starting") as (serving, _):
+        assert ask("why", "-q") == 1
+    assert "still starting" in capfd.readouterr().err
+    assert serving.asked == []
+
+
+def test_what_a_killed_daemon_left_is_swept(registry: Registry) -> None:
+    for name, record in (
+        ("dead", SessionRecord("dead", "tiny", os.getpid(), 1.0, "ready")),
+        ("failed", SessionRecord("failed", "tiny", os.getpid(), 1.0, "failed", "no host left")),
+    ):
+        _, files = registry.reserve(name)
+        write_record(files, record)
+    assert [state.name for state in list_sessions(registry)] == ["failed"]
+    assert registry.names() == ("failed",)
+
+
+@pytest.mark.parametrize("name", ["", "A", "-a", "a b", "../a", "a/b", "a" * 33, "ä", "a\n"])
+def test_names_that_are_none(name: str, registry: Registry) -> None:
+    with pytest.raises(UsageError, match="cannot be a session's name"):
+        registry.reserve(name)
+    with pytest.raises(SessionError, match="there is no session"):
+        registry.files(name)
+
+
+def test_a_name_is_taken_once(registry: Registry) -> None:
+    name, files = registry.reserve(None)
+    assert registry.files(name) == files
+    assert files.directory.stat().st_mode & 0o777 == 0o700
+    with pytest.raises(SessionError, match=f"named '{name}' already"):
+        registry.reserve(name)
+    registry.remove(name)
+    assert registry.names() == ()
+    registry.remove(name)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff", b"[]", b'{"name": "amber"}'])
+def test_a_record_that_cannot_be_read_is_none(content: bytes, registry: Registry) -> None:
+    _, files = registry.reserve("amber")
+    assert read_record(files) is None
+    files.record.write_bytes(content)
+    assert read_record(files) is None
+
+
+def test_idle_time_begins_when_the_last_request_ends() -> None:
+    idle = Idleness(limit_s=60.0, since=100.0)
+    assert idle.expires_at() == 160.0
+    busy = idle.begin().begin()
+    assert busy.expires_at() is None
+    assert busy.end(200.0).expires_at() is None
+    assert busy.end(200.0).end(300.0).expires_at() == 360.0
+    assert Idleness(limit_s=0.0, since=100.0).expires_at() is None
+
+
+@given(st.lists(st.booleans(), max_size=30))
+def test_a_session_in_use_never_expires(begins: list[bool]) -> None:
+    idle, running, last_end = Idleness(limit_s=5.0, since=0.0), 0, 0
+    for instant, begin in enumerate(begins, start=1):
+        if begin:
+            idle, running = idle.begin(), running + 1
+        elif running:
+            idle, running, last_end = idle.end(float(instant)), running - 1, instant
+        assert idle.expires_at() == (None if running else last_end + 5.0)
