@@ -26,7 +26,7 @@ _UNITS_S = {"s": 1, "m": 60, "h": 3600}
 
 def parse_duration(text: str) -> float:
     """Seconds in "90s", "15m", "2h" or plain seconds; 0 means no limit. Raises UsageError."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", text)
+    found = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?)([smh]?)", text)
     if found is None:
         raise UsageError(f"{text!r} is no duration", remedy="write for example 90s, 15m or 2h")
     return float(found[1]) * _UNITS_S[found[2] or "s"]

@@ -7,6 +7,7 @@ import json
 import resource
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,9 @@ from rich.console import Console
 from edgellm.cli import app
 from edgellm.cli._bringup import AnswerClock, BringUpView, Hop, summary
 from edgellm.cli._errors import INTERRUPTED, told
+from edgellm.cli.models import entries_of
 from edgellm.cli.peers import report
+from edgellm.cli.session import parse_duration
 from edgellm.discovery.collect import Sighting
 from edgellm.errors import DiscoveryError, EdgeError, NetworkError, UsageError
 from tests.unit.samples import GIB, advert
@@ -189,3 +192,30 @@ def test_peers_as_json() -> None:
     assert shown["engine"]["versions"]["ray"] == "2.60.0"
     assert shown["models"][0]["name"] == "tiny"
     assert shown["round_trip_s"] == 0.004
+
+
+def test_models_are_listed_once_for_each_version() -> None:
+    alice, bob, carol = (Sighting(advert(peer=name, name=name), 0.1) for name in ("alice", "bob", "carol"))
+    newer = replace(carol.advert.models[0], digest="cd" * 32, layers=9)
+    carol = Sighting(replace(carol.advert, models=(newer,)), 0.1)
+    entries = entries_of((alice, carol, bob))
+    assert [(entry.name, entry.digest[:2], entry.hosts) for entry in entries] == [
+        ("tiny", "ab", ("alice", "bob")),
+        ("tiny", "cd", ("carol",)),
+    ]
+    assert [entry.layers for entry in entries] == [8, 9]
+    assert entries[0].free_memory_bytes == 8 * GIB
+    assert entries_of(()) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("90s", 90), ("15m", 900), ("2h", 7200), ("1.5m", 90), ("45", 45), ("0", 0)]
+)
+def test_durations(text: str, seconds: float) -> None:
+    assert parse_duration(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "s", "-5m", "5d", "1e3", "nan", "inf", " 5m", "5 m", "9" * 400])
+def test_what_is_no_duration(text: str) -> None:
+    with pytest.raises(UsageError, match="is no duration"):
+        parse_duration(text)
