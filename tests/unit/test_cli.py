@@ -31,6 +31,8 @@ HELP_CPU_S = 1.0
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("EDGELLM_HOME", str(tmp_path))
+    # It is set for the whole process, and would outlive the test.
+    monkeypatch.setattr("edgellm.log.log_to", lambda: None)
     monkeypatch.delenv("EDGELLM_BOOTSTRAP", raising=False)
     monkeypatch.delenv("EDGELLM_TRACEBACK", raising=False)
     return tmp_path

@@ -59,6 +59,8 @@ class Daemon(session_pb2_grpc.SessionServicer):
 @pytest.fixture(autouse=True)
 def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Registry:
     monkeypatch.setenv("EDGELLM_HOME", str(tmp_path))
+    # It is set for the whole process, and would outlive the test.
+    monkeypatch.setattr("edgellm.log.log_to", lambda: None)
     return Registry(default_paths().sessions)
 
 
