@@ -58,6 +58,14 @@ def with_member(index: int, **changes: object) -> ClusterPlan:
     return replace(PLAN, members=tuple(members))
 
 
+def with_idle_member() -> ClusterPlan:
+    """A further member that runs no layer, and so is only there to be connected."""
+    idle = replace(
+        PLAN.members[1], peer="c", lease="lease-c", address="10.88.200.4", first_layer=3, end_layer=3
+    )
+    return replace(PLAN, members=(*PLAN.members[:2], idle, PLAN.members[2]))
+
+
 def judge(plan: ClusterPlan, *, signer: str = "asker", lease: Lease = LEASE) -> str | None:
     return objection(plan, signer=signer, peer="b", lease=lease, certificate=CERTIFICATE)
 
@@ -114,6 +122,7 @@ def test_the_plan_that_was_granted_is_accepted() -> None:
         (with_member(1, end_layer=4), "exactly one stage"),
         (with_member(1, first_layer=1), "exactly one stage"),
         (with_member(1, first_layer=3, end_layer=3), "exactly one stage"),
+        (with_idle_member(), "exactly one stage"),
     ],
 )
 def test_each_objection(plan: ClusterPlan, why: str) -> None:
