@@ -4,6 +4,7 @@ assemble     planner's stages + granted leases -> the ClusterPlan that is signed
 door         how other members reach this one's cell: an ephemeral certificate and a listening socket
 switchboard  overlay connections that come and go as libp2p streams, checked against the signed plan
 scratch      a directory for each running member, and the sweeping of what killed nodes left (files)
+commons      paths that all members without a sandbox have in common (files)
 member       one member's overlay and cell, for the head and for workers alike
 head         the requester's bring-up: commit the plan, run the head, load the engine
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-import secrets
-from collections.abc import AsyncIterator, Iterator
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -15,7 +14,8 @@ import structlog
 import trio
 
 from edgellm.cells.cell import default_environment, open_cell
-from edgellm.cells.spec import RUNTIME_PATH, CellSpec, Isolation, Mount
+from edgellm.cells.spec import MODEL_PATH, RUNTIME_PATH, CellSpec, Isolation, Mount
+from edgellm.cluster.commons import Commons, open_commons
 from edgellm.cluster.door import Door
 from edgellm.cluster.scratch import scratch_directory
 from edgellm.cluster.switchboard import Switchboard
@@ -100,33 +100,15 @@ async def _open_member(
                     )
                 )
                 stack.enter_context(switchboard.connect(plan, own.address, overlay))
+            commons = None
             if machine.isolation == "none":
-                model_directory = stack.enter_context(_same_path_everywhere(plan.digest, model_directory))
-            spec = _cell_spec(machine, plan, own, directory, model_directory)
+                commons = stack.enter_context(open_commons(plan.cluster, model_directory))
+            spec = _cell_spec(machine, plan, own, directory, model_directory, commons)
             cell = await stack.enter_async_context(open_cell(spec))
             stack.callback(
                 lambda: log.debug("what a cell said", address=own.address, said=cell.stderr_tail())
             )
             yield RunningMember(cell, directory / ENGINE_SOCKET, str(spec.model_path))
-
-
-@contextmanager
-def _same_path_everywhere(digest: str, model_directory: Path) -> Iterator[Path]:
-    """The model under a path that is the same on every member, as an engine's workers are told the head's.
-
-    A cell has /model for that; without one it is a link in /tmp, which a container has to itself. A directory with
-    weights takes the place of one without, so that a host and a head may share a container.
-    """
-    link = Path("/tmp") / f"edgellm-model-{digest[:16]}"
-    new = link.with_name(f"{link.name}.{secrets.token_hex(4)}")
-    if not link.is_dir() or any(model_directory.glob("*.safetensors")):
-        new.symlink_to(model_directory.resolve())
-        new.replace(link)
-    try:
-        yield link
-    finally:
-        if link.is_symlink() and link.readlink() == model_directory.resolve():
-            link.unlink(missing_ok=True)
 
 
 def _overlay_spec(plan: ClusterPlan, own: Member) -> OverlaySpec:
@@ -144,12 +126,17 @@ def _overlay_spec(plan: ClusterPlan, own: Member) -> OverlaySpec:
 
 
 def _cell_spec(
-    machine: CellMachine, plan: ClusterPlan, own: Member, directory: Path, model_directory: Path
+    machine: CellMachine,
+    plan: ClusterPlan,
+    own: Member,
+    directory: Path,
+    model_directory: Path,
+    commons: Commons | None,
 ) -> CellSpec:
     role: Role = "head" if own is plan.head else "worker"
     kind: DeviceKind = machine.backend.device_kind()
-    fenced = machine.isolation == "bwrap"
-    inside = RUNTIME_PATH if fenced else directory
+    inside = RUNTIME_PATH if commons is None else directory
+    model_path = MODEL_PATH if commons is None else commons.model
     member = MemberSpec(
         role=role,
         address=own.address,
@@ -161,14 +148,19 @@ def _cell_spec(
         devices=own.devices,
         threads=machine.threads,
         socket_path=str(inside / ENGINE_SOCKET) if role == "head" else "",
+        model_path=str(model_path),
         stage_index=-1 if role == "head" else plan.workers.index(own),
     )
     return CellSpec(
         argv=machine.backend.command(member),
         runtime_directory=directory,
-        environment={**default_environment(), **machine.backend.environment(member)},
+        environment={
+            **default_environment(),
+            **machine.backend.environment(member),
+            **(commons.environment() if commons is not None else {}),
+        },
         read_only=tuple(Mount(path, path) for path in machine.backend.read_only_paths()),
-        model_directory=model_directory,
+        model_directory=model_directory if commons is None else commons.model,
         address=own.address if plan.fabric == "overlay" else None,
         subnet=plan.subnet,
         devices=_device_nodes(kind, own.devices),

@@ -1,0 +1,46 @@
+"""The second fabric: plain TCP between machines of a trusted LAN, with the sandbox and without."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tests.system.lan import Lan
+from tests.system.solo import Solo
+from tests.system.swarm import ASK_TIMEOUT_S, START_TIMEOUT_S, TINY, Swarm, error_of
+
+PROMPT = "Assignment statements are used to"
+TOKENS = 48
+
+
+@pytest.mark.parametrize("isolation", ["bwrap", "none"])
+def test_hosts_of_a_trusted_lan_talk_plain_tcp(lan: Lan, solo: Solo, isolation: str) -> None:
+    """As in docker-compose.yml: found by multicast, no addresses given."""
+    swarm = Swarm(lan)
+    options = ("--network", "direct", "--isolation", isolation)
+    machines = [swarm.machine(name) for name in ("alice", "bob")]
+    lending = ["--memory", "2GiB", "--threads", "1", "--grace", "0"]
+    hosts = [
+        machine.start(["edgellm", "host", "--model", str(TINY), "--mdns", *lending, *options])
+        for machine in machines
+    ]
+    for host in hosts:
+        host.wait_for(r"join through it: --bootstrap", START_TIMEOUT_S)
+    question = ["edgellm", "ask", PROMPT, "--raw", "--model", "tiny", "--mdns", "--pp", "2"]
+    done = swarm.requester.run(
+        [*question, "--temperature", "0", "--max-tokens", str(TOKENS), "--json", *options],
+        timeout_s=ASK_TIMEOUT_S,
+    ).check()
+    answer = json.loads(done.stdout)
+    assert tuple(answer["token_ids"]) == solo.answers(TINY, [PROMPT], TOKENS)[0].token_ids
+    assert [(hop["first_layer"], hop["end_layer"]) for hop in answer["route"]][-1][1] == 8
+
+
+def test_the_direct_fabric_is_never_chosen_silently(lan: Lan) -> None:
+    swarm = Swarm(lan)
+    swarm.start_hosts("alice")
+    done = swarm.requester.run(swarm.ask(PROMPT, "--network", "direct"), timeout_s=ASK_TIMEOUT_S)
+    error, remedy = error_of(done)
+    assert "direct" in error
+    assert "--network" in remedy
