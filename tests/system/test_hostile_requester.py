@@ -89,7 +89,9 @@ def test_code_of_a_requester_stays_in_its_cell(swarm: Swarm) -> None:
 
     # Somebody else's cluster, which alice is a member of as well.
     with hostile_cluster(swarm, swarm.lan.machines[3], 1, {}) as others:
-        assert told(others, "attack")["node"] == "10.88.1.2"
+        theirs = told(others, "attack")
+        assert theirs["node"] == "10.88.1.2"
+        only(theirs["reached"], "10.88.1.1:6379")
         reach = [["127.0.0.1", LOOPBACK_PORT], [alice.address, LAN_PORT]]
         reach += [[machine.address, 4001] for machine in swarm.lan.machines[:3]]
         reach += [[f"10.88.1.{member}", port] for member in (1, 2) for port in (6379, 4001, 22)]
