@@ -6,12 +6,15 @@ leave in `/tmp` would stay; so each member has a directory that is named after t
 
 from __future__ import annotations
 
+import os
 import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+from edgellm.errors import CellError
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,10 +33,15 @@ class Commons:
 def open_commons(cluster: str, model_directory: Path, root: Path = Path("/tmp")) -> Iterator[Commons]:
     """The common places of `cluster` on this machine; gone when the context ends.
 
-    A host and a head in one container share them: a model directory with weights takes the place of one without.
+    A host and a head in one container share them: a model directory with weights takes the place of one without, and the first
+    to leave takes all of it away, which ends the cluster anyway. Raises CellError when somebody else holds the place.
     """
     directory = root / f"edgellm-{cluster[:8]}"
     directory.mkdir(mode=0o700, exist_ok=True)
+    if directory.is_symlink() or directory.stat().st_uid != os.getuid():
+        raise CellError(
+            f"{directory} belongs to somebody else", remedy="ask again: the name is new for each cluster"
+        )
     commons = Commons(directory / "model", directory)
     try:
         if not commons.model.is_dir() or any(model_directory.glob("*.safetensors")):

@@ -22,6 +22,8 @@ from edgellm.wire import wire_pb2
 log = structlog.get_logger(__name__)
 
 FETCH_TIMEOUT_S = 60.0
+STALL_S = 5.0
+"""A host that sends nothing for so long is frozen or gone; another may have the same files."""
 MAX_MANIFEST_BYTES = 4 << 20
 
 
@@ -75,14 +77,18 @@ async def _fetch(network: Network, host: PeerAddress, digest: str, path: str, li
     messages = MessageStream(stream)
     try:
         await messages.send(wire_pb2.ModelRequest(digest=bytes.fromhex(digest), path=path))
-        reply = await messages.receive(wire_pb2.ModelReply, max_bytes=4096)
+        reply = await messages.receive(wire_pb2.ModelReply, timeout_s=STALL_S, max_bytes=4096)
         if reply.error:
             raise NetworkError(f"peer {host.peer} has not {path or 'the manifest'}: {reply.error[:200]}")
         if reply.size_bytes > limit_bytes:
             raise ProtocolViolation(f"peer {host.peer} announced {reply.size_bytes} bytes for {path!r}")
         received = bytearray()
         while len(received) < reply.size_bytes:
-            chunk = await messages.receive_some(min(65536, reply.size_bytes - len(received)))
+            chunk = b""
+            with trio.move_on_after(STALL_S) as stall:
+                chunk = await messages.receive_some(min(65536, reply.size_bytes - len(received)))
+            if stall.cancelled_caught:
+                raise NetworkError(f"peer {host.peer} stopped in the middle of {path or 'the manifest'}")
             if not chunk:
                 raise NetworkError(f"peer {host.peer} ended in the middle of {path or 'the manifest'}")
             received += chunk
