@@ -3,6 +3,7 @@
 * `main`: the figures of `docs/benchmarks.md`, part by part; it alone knows their bars
 * `report`: figures as a table and as JSON, with the machine and the commit they belong to
 * `session`: tokens per second of a session and of a cluster started by hand
+* `large_model`: a model of a size that is worth spreading, made on the spot
 * `first_token`: from the command to the first token, by `edgellm ask` and by hand
 * `idle`: what a host costs while nobody asks
 * `overlay`, `overlay_member`, `overlay_traffic`: cells joined by an overlay, and plain TCP

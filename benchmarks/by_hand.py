@@ -25,7 +25,8 @@ _ENGINE_TIMEOUT_S = 180.0
 _ANSWER_TIMEOUT_S = 120.0
 # The engine's ranks use shared memory and sockets of their own; Ray's smallest store is 75 MiB.
 _OBJECT_STORE_BYTES = 100_000_000
-_KV_CACHE_BYTES = 64 << 20
+# Enough for the benchmarks' models and contexts, as EdgeLLM's planner has it for each of them.
+_KV_CACHE_BYTES = 128 << 20
 # As in a cell (`CellSpec.nice`): else whatever runs beside the benchmark would slow down one side only.
 _NICE = ("nice", "-n", "5")
 

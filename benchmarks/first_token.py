@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from benchmarks.by_hand import Shape, cluster_by_hand
-from benchmarks.session import CONTEXT, PROMPT, SEQUENCES
+from benchmarks.session import PROMPT, SEQUENCES, SMALL
 from tests.system.machine import Machine
-from tests.system.swarm import ASK_TIMEOUT_S, TINY, Swarm
+from tests.system.swarm import ASK_TIMEOUT_S, Swarm
 
 _TOKENS = 8
 _LAYERS = (4, 4)
@@ -75,6 +75,6 @@ def _ask(swarm: Swarm) -> BringUp:
 
 
 def _by_hand(head: Machine, workers: Sequence[Machine]) -> BringUp:
-    with cluster_by_hand(head, workers, Shape(TINY, _LAYERS, CONTEXT, SEQUENCES)) as cluster:
+    with cluster_by_hand(head, workers, Shape(SMALL.model, _LAYERS, SMALL.context, SEQUENCES)) as cluster:
         first = cluster.ask(PROMPT, _TOKENS)[0]
     return BringUp(first.at_s - cluster.began_s, cluster.phases)

@@ -8,7 +8,10 @@ from __future__ import annotations
 import argparse
 import contextlib
 import fcntl
+import signal
+import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -19,14 +22,14 @@ from benchmarks.first_token import measure_first_token, phase_table
 from benchmarks.idle import measure_idle
 from benchmarks.overlay import Way, measure_overlay
 from benchmarks.report import Figure
-from benchmarks.session import SEQUENCES, measure_session
+from benchmarks.session import SEQUENCES, SMALL, Load, measure_session
 from tests.system.lan import Lan
 from tests.system.swarm import Host, Swarm
 
 OUT = Path(__file__).parent / "out" / "main.json"
 REPOSITORY = Path(__file__).parents[1]
 REPEATS = 5
-SESSION_REPEATS = 9
+SESSION_REPEATS = 7
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +38,8 @@ class Stage:
 
     swarm: Swarm
     hosts: tuple[Host, Host]
+    large: Path
+    """A model that both hosts lend besides the small one."""
 
 
 def idle(stage: Stage) -> list[Figure]:
@@ -47,19 +52,30 @@ def idle(stage: Stage) -> list[Figure]:
 
 
 def session(stage: Stage) -> list[Figure]:
-    """Decode speed, of one request alone and of as many as the session is made for."""
+    """Decode speed with the small model, of one request alone and of several, and with the large one."""
+    large = Load(stage.large, context=512, tokens=64)
+    return [
+        *_session_figures(stage, "small model", SMALL, (1, SEQUENCES), SESSION_REPEATS),
+        *_session_figures(stage, "large model", large, (1,), REPEATS),
+    ]
+
+
+def _session_figures(
+    stage: Stage, what: str, load: Load, at_once: tuple[int, ...], repeats: int
+) -> list[Figure]:
     one, other = stage.hosts
-    speeds = measure_session(stage.swarm, (one.machine, other.machine), (1, SEQUENCES), SESSION_REPEATS)
     figures = []
-    for count, speed in speeds.items():
+    for count, speed in measure_session(
+        stage.swarm, (one.machine, other.machine), load, at_once, repeats
+    ).items():
+        name = f"{what}, {count} at once"
         for who, each in (("session", speed.session_each), ("by hand", speed.by_hand_each)):
-            _note(f"{who}, {count} at once", "tok/s: " + " ".join(f"{value:.0f}" for value in each))
-        name = f"session speed, {count} at once"
+            _note(f"{who}, {name}", "tok/s: " + " ".join(f"{value:.3g}" for value in each))
         figures += [
-            Figure(name, speed.session_tok_s, "tok/s"),
-            Figure(f"{name}, by hand", speed.by_hand_tok_s, "tok/s"),
-            # A session of one person is asked one thing at a time; what more cost together is for information.
-            Figure(f"{name}, ratio", speed.ratio, "", 0.95 if count == 1 else None),
+            Figure(f"session speed, {name}", speed.session_tok_s, "tok/s"),
+            Figure(f"session speed, {name}, by hand", speed.by_hand_tok_s, "tok/s"),
+            # A session of one person is asked one thing at a time; several at once are for information.
+            Figure(f"session speed, {name}, ratio", speed.ratio, "", 0.95 if count == 1 else None),
         ]
     return figures
 
@@ -114,21 +130,31 @@ def main() -> int:
     options = parser.parse_args()
     if unknown := set(options.parts) - set(PARTS):
         parser.error(f"no such part: {', '.join(sorted(unknown))}")
+    # Ended by whoever started it, it still takes everything down.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    # What runs now, whatever is committed meanwhile.
+    commit = report.current_commit(REPOSITORY)
     figures: list[Figure] = []
-    with Lan() as lan:
+    with tempfile.TemporaryDirectory(prefix="edgellm-bench-", dir="/var/tmp") as directory, Lan() as lan:
+        large = Path(directory) / "large"
         with _locked(options.lock):
+            subprocess.run([sys.executable, "-m", "benchmarks.large_model", str(large)], check=True)
             swarm = Swarm(lan)
-            one, other = swarm.start_hosts("alice", "bob")
+            one, other = (
+                swarm.start_host(swarm.machine(name), "--model", str(large)).wait_ready()
+                for name in ("alice", "bob")
+            )
+        stage = Stage(swarm, (one, other), large)
         for name in options.parts or PARTS:
             with _locked(options.lock):
                 began = time.monotonic()
-                found = PARTS[name](Stage(swarm, (one, other)))
+                found = PARTS[name](stage)
             _note(name, f"measured in {time.monotonic() - began:.0f} s")
             print(report.table(found), flush=True)
             figures += found
         lan.end_all()
     print(f"\n{report.table(figures)}")
-    report.write(OUT, report.document(figures, report.this_machine(), report.current_commit(REPOSITORY)))
+    report.write(OUT, report.document(figures, report.this_machine(), commit))
     return 0 if all(figure.holds is not False for figure in figures) else 1
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 from benchmarks.by_hand import Shape, Token, cluster_by_hand
 from edgellm.engine.question import question_to_wire
@@ -21,10 +22,20 @@ from tests.system.machine import Machine
 from tests.system.swarm import ASK_TIMEOUT_S, TINY, Swarm
 
 PROMPT = "The with statement is used"
-TOKENS = 256
-CONTEXT = 2048
 SEQUENCES = 4
 _NAME = "bench"
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """A model that the hosts lend under its directory's name, and how long each answer is to be."""
+
+    model: Path
+    context: int
+    tokens: int
+
+
+SMALL = Load(TINY, context=2048, tokens=256)
 
 Answer = tuple[Token, ...]
 
@@ -52,7 +63,7 @@ class SessionSpeed:
 
 
 def measure_session(
-    swarm: Swarm, workers: tuple[Machine, Machine], at_once: Sequence[int], repeats: int
+    swarm: Swarm, workers: tuple[Machine, Machine], load: Load, at_once: Sequence[int], repeats: int
 ) -> dict[int, SessionSpeed]:
     """Speeds for each number of requests in `at_once`.
 
@@ -60,16 +71,21 @@ def measure_session(
     which takes the times, over a Unix socket. Raises RuntimeError when a
     single request does not get the same tokens from both.
     """
-    with opened_session(swarm) as (registry, description):
+    with opened_session(swarm, load) as (registry, description):
         layers = tuple(stage.end_layer - stage.first_layer for stage in description.stages)
         names = [stage.name for stage in description.stages]
         ordered = sorted(workers, key=lambda machine: names.index(machine.name))
-        shape = Shape(TINY, layers, CONTEXT, SEQUENCES)
+        shape = Shape(load.model, layers, load.context, SEQUENCES)
         with cluster_by_hand(swarm.requester, ordered, shape) as by_hand:
-            if _ids(_ask(registry)) != _ids(by_hand.ask(PROMPT, TOKENS)):
+            if _ids(_ask(registry, load.tokens)) != _ids(by_hand.ask(PROMPT, load.tokens)):
                 raise RuntimeError("the session and the cluster by hand give different tokens")
             return {
-                count: _in_turns(lambda: _ask(registry), lambda: by_hand.ask(PROMPT, TOKENS), count, repeats)
+                count: _in_turns(
+                    lambda: _ask(registry, load.tokens),
+                    lambda: by_hand.ask(PROMPT, load.tokens),
+                    count,
+                    repeats,
+                )
                 for count in at_once
             }
 
@@ -105,10 +121,10 @@ def _ids(answer: Answer) -> list[int]:
 
 
 @contextmanager
-def opened_session(swarm: Swarm) -> Iterator[tuple[Registry, Description]]:
+def opened_session(swarm: Swarm, load: Load) -> Iterator[tuple[Registry, Description]]:
     """A session of the requester over two hosts, closed at the end."""
     carol = swarm.requester
-    options = ("--model", "tiny", "--name", _NAME, "--pp", "2", "--context", str(CONTEXT))
+    options = ("--model", load.model.name, "--name", _NAME, "--pp", "2", "--context", str(load.context))
     argv = swarm.command("session open", *options, "--sequences", str(SEQUENCES))
     carol.run(argv, timeout_s=ASK_TIMEOUT_S).check()
     try:
@@ -122,8 +138,8 @@ def opened_session(swarm: Swarm) -> Iterator[tuple[Registry, Description]]:
         carol.run(["edgellm", "session", "close", _NAME]).check()
 
 
-def _ask(registry: Registry) -> Answer:
-    question = Question(text=PROMPT, sampling=Sampling(max_tokens=TOKENS, temperature=0.0))
+def _ask(registry: Registry, tokens_wanted: int) -> Answer:
+    question = Question(text=PROMPT, sampling=Sampling(max_tokens=tokens_wanted, temperature=0.0))
     request = question_to_wire(question, secrets.token_hex(8))
     request.sampling.ignore_eos = True
     tokens: list[Token] = []
