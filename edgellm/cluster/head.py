@@ -22,6 +22,7 @@ from edgellm.p2p.network import Network
 from edgellm.types.plan import ClusterPlan, StagePlan
 from edgellm.wire import backend_pb2
 
+LOSS_TOLD_S = 1.5
 BRING_UP_TIMEOUT_S = 1800.0
 """Large models load for minutes; a member that dies meanwhile is noticed by its lease, not by this."""
 
@@ -90,14 +91,29 @@ async def bring_up(
         ):
             nursery.start_soon(_tell_news, leases, on_progress)
             nursery.start_soon(_watch, member, on_progress)
-            loaded = await engine.load(
-                _load_request(plan, stages, sequences, member),
-                lambda name, detail: on_progress(Progress("head", name, detail)),
-                timeout_s=BRING_UP_TIMEOUT_S,
-            )
+            async with loss_explained():
+                loaded = await engine.load(
+                    _load_request(plan, stages, sequences, member),
+                    lambda name, detail: on_progress(Progress("head", name, detail)),
+                    timeout_s=BRING_UP_TIMEOUT_S,
+                )
             check_placement(plan, loaded)
             yield Cluster(plan, stages, engine, member.engine_socket)
             nursery.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def loss_explained() -> AsyncIterator[None]:
+    """Holds an engine's error back for a moment, within a context of `hold_leases`.
+
+    A member that goes breaks the engine first; its lease says who it was and why just afterwards, and that is the
+    error to raise.
+    """
+    try:
+        yield
+    except EngineError:
+        await trio.sleep(LOSS_TOLD_S)
+        raise
 
 
 def check_placement(plan: ClusterPlan, loaded: backend_pb2.Loaded) -> None:

@@ -11,7 +11,7 @@ from typing import Protocol
 
 import structlog
 
-from edgellm.cluster.head import Cluster, Progress, bring_up
+from edgellm.cluster.head import Cluster, Progress, bring_up, loss_explained
 from edgellm.cluster.member import Machine
 from edgellm.cluster.switchboard import Switchboard
 from edgellm.discovery.collect import SequenceBook
@@ -72,7 +72,8 @@ async def ask(requester: Requester, model: str, question: Question, wanted: Want
     with unwrapped():
         async with opened_cluster(requester, model, question, wanted, watcher.progress) as opened:
             watcher.ready(opened)
-            await answer(opened, question, watcher.piece)
+            async with loss_explained():
+                await answer(opened, question, watcher.piece)
 
 
 async def answer(opened: OpenedCluster, question: Question, on_piece: Callable[[Piece], None]) -> None:
