@@ -31,7 +31,7 @@ from edgellm.overlay.framed import FramedConnection
 from edgellm.overlay.handover import BadMessage, Kind, Message
 from edgellm.overlay.identity import MemberIdentity
 from edgellm.overlay.links import Dialler, LinkMember, Refused, Unreachable, accept_link, server_context
-from edgellm.overlay.pump import Traffic, pump
+from edgellm.overlay.pump import Traffic, open_pumps
 from edgellm.overlay.sockets import close_socket
 
 MAX_CONNECTIONS = 2048
@@ -84,7 +84,7 @@ class Carrier:
         """Serve until the node closes its channel."""
         self._listener.setblocking(False)
         self._node.setblocking(False)
-        async with trio.open_nursery() as nursery:
+        async with open_pumps() as self._pumps, trio.open_nursery() as nursery:
             self._dialler = Dialler(self._identity, nursery)
             await nursery.start(self._own_connections)
             nursery.start_soon(self._cell.serve, self._outbound)
@@ -124,7 +124,7 @@ class Carrier:
                 else:
                     traffic = member.by_way["tls"]
                     traffic.connections += 1
-                    await pump(cell, link.tcp, link.keys, traffic)
+                    await self._pumps.join(cell, link.tcp, link.keys, traffic)
 
     async def _carry_out_by_stream(self, cell: socket.socket, member: _Member, port: int) -> None:
         ours, nodes = socket.socketpair()
@@ -152,7 +152,7 @@ class Carrier:
                 member, link, cell = accepted
                 traffic = self._members[member.address].by_way["tls"]
                 traffic.connections += 1
-                await pump(cell, link.tcp, link.keys, traffic)
+                await self._pumps.join(cell, link.tcp, link.keys, traffic)
 
         while True:
             await trio.lowlevel.wait_readable(self._listener)

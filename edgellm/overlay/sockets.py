@@ -19,6 +19,7 @@ _KEEPALIVE = ((socket.TCP_KEEPIDLE, 10), (socket.TCP_KEEPINTVL, 5), (socket.TCP_
 _USER_TIMEOUT_MS = 30_000
 
 T = TypeVar("T")
+Parts = list[bytes | memoryview]
 
 
 def prepare_tcp(tcp: socket.socket) -> socket.socket:
@@ -38,9 +39,13 @@ def prepare_tcp(tcp: socket.socket) -> socket.socket:
 
 def close_socket(closing: socket.socket, *, reset: bool = False) -> None:
     """Close, with a TCP reset in place of an orderly end if `reset`; wakes tasks that wait for it."""
-    if closing.fileno() < 0:
-        return
-    trio.lowlevel.notify_closing(closing)
+    if closing.fileno() >= 0:
+        trio.lowlevel.notify_closing(closing)
+        end_socket(closing, reset=reset)
+
+
+def end_socket(closing: socket.socket, *, reset: bool) -> None:
+    """`close_socket` for a socket that no trio task waits for; from any thread."""
     if closing.family != socket.AF_UNIX:
         linger = _RESET_ON_CLOSE if reset else _END_ON_CLOSE
         closing.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
@@ -68,17 +73,23 @@ async def receive_exactly(source: socket.socket, buffer: memoryview) -> bool:
 
 async def send_all(target: socket.socket, *parts: bytes | memoryview) -> None:
     """Send all parts, in one system call where the kernel takes them."""
-    views = [memoryview(part) for part in parts]
-    while views:
-        try:
-            count = target.sendmsg(views, [], socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
-        except BlockingIOError:
-            await trio.lowlevel.wait_writable(target)
-            continue
-        while views and count >= len(views[0]):
-            count -= len(views.pop(0))
-        if count:
-            views[0] = views[0][count:]
+    rest = send_some(target, list(parts))
+    while rest:
+        await trio.lowlevel.wait_writable(target)
+        rest = send_some(target, rest)
+
+
+def send_some(target: socket.socket, parts: Parts) -> Parts:
+    """Send what the kernel takes now; the parts that are left. Raises `OSError`."""
+    try:
+        count = target.sendmsg(parts, [], socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+    except BlockingIOError:
+        return parts
+    for index, part in enumerate(parts):
+        if count < len(part):
+            return [memoryview(part)[count:], *parts[index + 1 :]]
+        count -= len(part)
+    return []
 
 
 async def when_ready(tls: ssl.SSLSocket, operation: Callable[[], T]) -> T:
