@@ -185,7 +185,7 @@ def _build(request: pb.LoadRequest, addresses: list[str]) -> AsyncLLM:
         pipeline_parallel_size=len(request.stages),
         distributed_executor_backend=PlacedRayExecutor,
         additional_config=placement_config(addresses),
-        worker_extension_cls="edgellm_vllm.placement.PlacementReport",
+        worker_extension_cls="edgellm_vllm.worker_extension.WorkerExtension",
         max_num_seqs=request.max_num_seqs or _DEFAULT_MAX_NUM_SEQS,
         max_num_batched_tokens=_STEP_TOKENS,
         generation_config="vllm",

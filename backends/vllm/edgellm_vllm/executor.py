@@ -1,17 +1,27 @@
-"""vLLM's Ray executor with the plan's placement: rank r runs on the member that the plan names, or nothing runs."""
+"""vLLM's Ray executor with the plan's placement: rank r runs on the member that the plan names, or nothing runs.
+
+Steps reach the ranks as `edgellm_vllm.steps` has them.
+"""
 
 from __future__ import annotations
 
 import os
 import time
-from typing import Any
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, Any
 
 import ray
 from ray.util.placement_group import PlacementGroup
+from vllm import envs
 from vllm.platforms import current_platform
 from vllm.v1.executor.ray_executor_v2 import RayExecutorV2
+from vllm.v1.outputs import EMPTY_MODEL_RUNNER_OUTPUT
 
 from edgellm_vllm.progress import tell
+from edgellm_vllm.steps import Constrained, says_nothing
+
+if TYPE_CHECKING:
+    from vllm.v1.core.sched.output import SchedulerOutput
 
 _CONFIG_KEY = "edgellm"
 _JOIN_TIMEOUT_S = 120.0
@@ -28,6 +38,11 @@ class PlacedRayExecutor(RayExecutorV2):
     """Waits for the members, reserves a device of the planned member for each rank, and tells how bring-up goes."""
 
     def _init_executor(self) -> None:
+        self._constrained = Constrained()
+        self._step: Any = None
+        """The result of the step that is under way, when it was sent as a whole and not sampled from yet."""
+        # The cache that these need in each rank is filled by another way than ours.
+        self._multimodal: bool = self.vllm_config.model_config.is_multimodal_model
         try:
             self._reserve(self.vllm_config.additional_config[_CONFIG_KEY]["addresses"])
             tell("phase", "workers", "start the ranks and load their layers")
@@ -40,6 +55,34 @@ class PlacedRayExecutor(RayExecutorV2):
         """As the base class; the last step of bring-up."""
         tell("phase", "kv cache")
         return super().initialize_from_config(*args, **kwargs)
+
+    def execute_model(self, scheduler_output: SchedulerOutput, non_block: bool = False) -> Any:
+        """As the base class; the ranks sample at once where they can, and `sample_tokens` then has that result."""
+        whole = not (self._constrained.any_in(scheduler_output) or self._multimodal)
+        if not non_block or not whole or self.kv_output_aggregator or self.ec_output_aggregator:
+            return super().execute_model(scheduler_output, non_block)
+        if says_nothing(scheduler_output):
+            return _done(EMPTY_MODEL_RUNNER_OUTPUT)
+        step = self.collective_rpc(
+            "edgellm_step",
+            args=(scheduler_output,),
+            unique_reply_rank=self.output_rank,
+            non_block=True,
+            timeout=envs.VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS,
+        )
+        if not scheduler_output.total_num_scheduled_tokens:
+            return step
+        self._step = step
+        return _done(None)
+
+    def sample_tokens(self, grammar_output: Any, non_block: bool = False) -> Any:
+        """As the base class."""
+        if (step := self._step) is None:
+            return super().sample_tokens(grammar_output, non_block)
+        self._step = None
+        if grammar_output is not None:
+            raise RuntimeError("a step with a grammar was sampled from without it")
+        return step if non_block else step.result()
 
     def shutdown(self) -> None:
         """As the base class, which also calls it, with `is_failed` set, when a rank's process has died."""
@@ -63,6 +106,12 @@ class PlacedRayExecutor(RayExecutorV2):
         self.parallel_config.placement_group = group
         # Without it vLLM would number ranks by Ray's random node ids.
         os.environ["VLLM_RAY_BUNDLE_INDICES"] = ",".join(str(rank) for rank in range(len(addresses)))
+
+
+def _done(result: Any) -> Future[Any]:
+    future: Future[Any] = Future()
+    future.set_result(result)
+    return future
 
 
 def _wait_for_members(wanted: set[str]) -> None:

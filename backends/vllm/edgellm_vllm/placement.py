@@ -42,7 +42,7 @@ def difference(planned: Sequence[RankPlacement], real: Sequence[RankPlacement]) 
 
 
 class PlacementReport:
-    """Mixed into vLLM's worker class (its `worker_extension_cls`)."""
+    """Mixed into vLLM's worker class."""
 
     def edgellm_placement(self) -> tuple[int, str, int, int]:
         """This rank's (rank, address, first_layer, end_layer): the layers are those its model really holds."""

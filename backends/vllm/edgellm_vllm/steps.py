@@ -1,0 +1,51 @@
+"""Engine steps in as few messages as they need.
+
+For each token vLLM's core tells every rank to run the model, then to sample, and hears back from the last one twice. With
+several stages it also sends a step in which nothing is scheduled, while the only one that could be is under way: a third
+message with its own answer, on which each rank forgets its batch only to build it again for the next token. Between machines
+each of these crosses two carriers. Here a step is one message and one answer, and an empty one is none.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vllm.v1.core.sched.output import SchedulerOutput
+
+
+def says_nothing(step: SchedulerOutput) -> bool:
+    """Whether no rank would do or remember anything because of this step."""
+    if step.total_num_scheduled_tokens:
+        return False
+    nothing = type(step).make_empty()
+    for name, value in vars(step).items():
+        # Empty collections in place of None and the other way round mean the same.
+        if value != getattr(nothing, name) and (value or getattr(nothing, name)):
+            return False
+    return True
+
+
+class Constrained:
+    """Which requests have a grammar: what a rank may sample for them is known only after the model has run."""
+
+    def __init__(self) -> None:
+        self._requests: set[str] = set()
+
+    def any_in(self, step: SchedulerOutput) -> bool:
+        """Whether any is scheduled in this step, which is the next one."""
+        self._requests -= step.finished_req_ids
+        for request in step.scheduled_new_reqs:
+            if request.sampling_params is not None and request.sampling_params.structured_outputs is not None:
+                self._requests.add(request.req_id)
+        return step.has_structured_output_requests or not self._requests.isdisjoint(step.num_scheduled_tokens)
+
+
+class WholeSteps:
+    """Mixed into vLLM's worker class."""
+
+    def edgellm_step(self, step: SchedulerOutput) -> Any:
+        """Runs the model and samples; the step's result, as vLLM's `sample_tokens` returns it."""
+        worker: Any = self
+        output = worker.execute_model(step)
+        return worker.sample_tokens(None) if output is None else output
