@@ -15,7 +15,7 @@ import psutil
 from edgellm.errors import EdgeError, EngineError, SessionError, UsageError
 from edgellm.sessions.daemon_order import Order
 from edgellm.sessions.registry import Registry, SessionFiles, SessionRecord, read_record
-from edgellm.wire import backend_pb2, session_pb2, session_pb2_grpc
+from edgellm.wire import backend_pb2, backend_pb2_grpc, session_pb2, session_pb2_grpc
 
 CALL_TIMEOUT_S = 5.0
 CLOSE_TIMEOUT_S = 20.0
@@ -152,13 +152,19 @@ def ask_session(
         raise SessionError(f"session {name!r} is still starting", remedy="ask again in a moment")
     with grpc.insecure_channel(f"unix:{files.socket}") as channel:
         stub = session_pb2_grpc.SessionStub(channel)  # type: ignore[no-untyped-call] # generated
-        call = stub.Generate(request)
+        use = stub.Use(session_pb2.UseRequest())
         try:
-            yield from call
+            engine = next(use)
+            with grpc.insecure_channel(f"unix:{engine.socket}") as to_engine:
+                call = backend_pb2_grpc.BackendStub(to_engine).Generate(request)  # type: ignore[no-untyped-call]
+                try:
+                    yield from call
+                finally:
+                    call.cancel()
         except grpc.RpcError as error:
             raise _translated(error, name, files) from error
         finally:
-            call.cancel()
+            use.cancel()
 
 
 def close_session(registry: Registry, name: str) -> None:

@@ -1,4 +1,5 @@
-"""A session's daemon: holds one cluster open and answers on a Unix socket until it is closed, idle for too long, or broken.
+"""A session's daemon: holds one cluster open, and tells who asks where its engine is, until it is closed, idle for too long,
+or broken. Tokens do not pass through it.
 
 `python -m edgellm.sessions.daemon`, with an `Order` as JSON on standard input. Started by `client.start_session`.
 """
@@ -31,7 +32,7 @@ from edgellm.requester.open import RequesterOptions, open_requester
 from edgellm.sessions.daemon_order import Order
 from edgellm.sessions.idle import Idleness
 from edgellm.sessions.registry import Registry, SessionFiles, SessionRecord, write_record
-from edgellm.wire import backend_pb2, backend_pb2_grpc, session_pb2, session_pb2_grpc
+from edgellm.wire import session_pb2, session_pb2_grpc
 
 log = structlog.get_logger(__name__)
 
@@ -48,13 +49,12 @@ class _Service(session_pb2_grpc.SessionServicer):
         self._lock = threading.Lock()
         self._idleness = Idleness(order.idle_s, time.time())
         self._opened: OpenedCluster | None = None
-        self._engine: backend_pb2_grpc.BackendStub | None = None
         self.close_asked = threading.Event()
 
-    def use(self, opened: OpenedCluster, engine: backend_pb2_grpc.BackendStub) -> None:
+    def use(self, opened: OpenedCluster) -> None:
         with self._lock:
             self._idleness = Idleness(self._order.idle_s, time.time())
-            self._opened, self._engine = opened, engine
+            self._opened = opened
 
     def expired(self) -> bool:
         with self._lock:
@@ -84,21 +84,20 @@ class _Service(session_pb2_grpc.SessionServicer):
                 )
         return description
 
-    def Generate(
-        self, request: backend_pb2.GenerateRequest, context: grpc.ServicerContext
-    ) -> Iterator[backend_pb2.GenerateEvent]:
-        if self._engine is None:
+    def Use(
+        self, request: session_pb2.UseRequest, context: grpc.ServicerContext
+    ) -> Iterator[session_pb2.Engine]:
+        with self._lock:
+            opened = self._opened
+        if opened is None:
             context.abort(grpc.StatusCode.FAILED_PRECONDITION, "the session is still starting")
-        assert self._engine is not None
-        with self._counted():
-            call = self._engine.Generate(request)
-            # A client that goes away frees its slot in the engine at once.
-            context.add_callback(call.cancel)
-            try:
-                yield from call
-            except grpc.RpcError as error:
-                if context.is_active() and isinstance(error, grpc.Call):
-                    context.abort(error.code(), error.details() or "the engine failed")
+        assert opened is not None
+        ended = threading.Event()
+        # False where the caller has gone already.
+        if context.add_callback(ended.set):
+            with self._counted():
+                yield session_pb2.Engine(socket=str(opened.cluster.engine_socket))
+                ended.wait()
 
     def Close(
         self, request: session_pb2.CloseRequest, context: grpc.ServicerContext
@@ -139,12 +138,11 @@ async def hold(order: Order, files: SessionFiles, service: _Service, on_ready: t
             open_requester(options, paths) as requester,
             opened_cluster(requester, order.model, None, wanted, tell) as opened,
         ):
-            with grpc.insecure_channel(f"unix:{opened.cluster.engine_socket}") as channel:
-                service.use(opened, backend_pb2_grpc.BackendStub(channel))  # type: ignore[no-untyped-call]
-                on_ready.set()
-                while not service.expired():
-                    await trio.sleep(IDLE_CHECK_S)
-                log.info("closing: idle for too long", idle_s=order.idle_s)
+            service.use(opened)
+            on_ready.set()
+            while not service.expired():
+                await trio.sleep(IDLE_CHECK_S)
+            log.info("closing: idle for too long", idle_s=order.idle_s)
 
 
 async def run(order: Order, files: SessionFiles) -> int:

@@ -22,26 +22,29 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
-from edgellm.wire import backend_pb2 as edgellm_dot_wire_dot_backend__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x65\x64gellm/wire/session.proto\x12\x12\x65\x64gellm.session.v1\x1a\x1a\x65\x64gellm/wire/backend.proto\"\x11\n\x0f\x44\x65scribeRequest\"\xff\x01\n\x0b\x44\x65scription\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\r\n\x05state\x18\x03 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x04 \x01(\t\x12\x16\n\x0eopened_unix_ms\x18\x05 \x01(\x04\x12\x1c\n\x14idle_expires_unix_ms\x18\x06 \x01(\x04\x12\x18\n\x10running_requests\x18\x07 \x01(\r\x12\x17\n\x0ftensor_parallel\x18\x08 \x01(\r\x12\x15\n\rmax_model_len\x18\t \x01(\r\x12\x34\n\x06stages\x18\n \x03(\x0b\x32$.edgellm.session.v1.StageDescription\"V\n\x10StageDescription\x12\x0c\n\x04peer\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x13\n\x0b\x66irst_layer\x18\x03 \x01(\r\x12\x11\n\tend_layer\x18\x04 \x01(\r\"\x0e\n\x0c\x43loseRequest\"\x0c\n\nCloseReply2\xfc\x01\n\x07Session\x12P\n\x08\x44\x65scribe\x12#.edgellm.session.v1.DescribeRequest\x1a\x1f.edgellm.session.v1.Description\x12T\n\x08Generate\x12#.edgellm.backend.v1.GenerateRequest\x1a!.edgellm.backend.v1.GenerateEvent0\x01\x12I\n\x05\x43lose\x12 .edgellm.session.v1.CloseRequest\x1a\x1e.edgellm.session.v1.CloseReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x65\x64gellm/wire/session.proto\x12\x12\x65\x64gellm.session.v1\"\x11\n\x0f\x44\x65scribeRequest\"\xff\x01\n\x0b\x44\x65scription\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\r\n\x05state\x18\x03 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x04 \x01(\t\x12\x16\n\x0eopened_unix_ms\x18\x05 \x01(\x04\x12\x1c\n\x14idle_expires_unix_ms\x18\x06 \x01(\x04\x12\x18\n\x10running_requests\x18\x07 \x01(\r\x12\x17\n\x0ftensor_parallel\x18\x08 \x01(\r\x12\x15\n\rmax_model_len\x18\t \x01(\r\x12\x34\n\x06stages\x18\n \x03(\x0b\x32$.edgellm.session.v1.StageDescription\"V\n\x10StageDescription\x12\x0c\n\x04peer\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x13\n\x0b\x66irst_layer\x18\x03 \x01(\r\x12\x11\n\tend_layer\x18\x04 \x01(\r\"\x0c\n\nUseRequest\"\x18\n\x06\x45ngine\x12\x0e\n\x06socket\x18\x01 \x01(\t\"\x0e\n\x0c\x43loseRequest\"\x0c\n\nCloseReply2\xeb\x01\n\x07Session\x12P\n\x08\x44\x65scribe\x12#.edgellm.session.v1.DescribeRequest\x1a\x1f.edgellm.session.v1.Description\x12\x43\n\x03Use\x12\x1e.edgellm.session.v1.UseRequest\x1a\x1a.edgellm.session.v1.Engine0\x01\x12I\n\x05\x43lose\x12 .edgellm.session.v1.CloseRequest\x1a\x1e.edgellm.session.v1.CloseReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'edgellm.wire.session_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_DESCRIBEREQUEST']._serialized_start=78
-  _globals['_DESCRIBEREQUEST']._serialized_end=95
-  _globals['_DESCRIPTION']._serialized_start=98
-  _globals['_DESCRIPTION']._serialized_end=353
-  _globals['_STAGEDESCRIPTION']._serialized_start=355
-  _globals['_STAGEDESCRIPTION']._serialized_end=441
-  _globals['_CLOSEREQUEST']._serialized_start=443
-  _globals['_CLOSEREQUEST']._serialized_end=457
-  _globals['_CLOSEREPLY']._serialized_start=459
-  _globals['_CLOSEREPLY']._serialized_end=471
-  _globals['_SESSION']._serialized_start=474
-  _globals['_SESSION']._serialized_end=726
+  _globals['_DESCRIBEREQUEST']._serialized_start=50
+  _globals['_DESCRIBEREQUEST']._serialized_end=67
+  _globals['_DESCRIPTION']._serialized_start=70
+  _globals['_DESCRIPTION']._serialized_end=325
+  _globals['_STAGEDESCRIPTION']._serialized_start=327
+  _globals['_STAGEDESCRIPTION']._serialized_end=413
+  _globals['_USEREQUEST']._serialized_start=415
+  _globals['_USEREQUEST']._serialized_end=427
+  _globals['_ENGINE']._serialized_start=429
+  _globals['_ENGINE']._serialized_end=453
+  _globals['_CLOSEREQUEST']._serialized_start=455
+  _globals['_CLOSEREQUEST']._serialized_end=469
+  _globals['_CLOSEREPLY']._serialized_start=471
+  _globals['_CLOSEREPLY']._serialized_end=483
+  _globals['_SESSION']._serialized_start=486
+  _globals['_SESSION']._serialized_end=721
 # @@protoc_insertion_point(module_scope)

@@ -1,4 +1,3 @@
-from edgellm.wire import backend_pb2 as _backend_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
@@ -46,6 +45,16 @@ class StageDescription(_message.Message):
     first_layer: int
     end_layer: int
     def __init__(self, peer: _Optional[str] = ..., name: _Optional[str] = ..., first_layer: _Optional[int] = ..., end_layer: _Optional[int] = ...) -> None: ...
+
+class UseRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class Engine(_message.Message):
+    __slots__ = ("socket",)
+    SOCKET_FIELD_NUMBER: _ClassVar[int]
+    socket: str
+    def __init__(self, socket: _Optional[str] = ...) -> None: ...
 
 class CloseRequest(_message.Message):
     __slots__ = ()

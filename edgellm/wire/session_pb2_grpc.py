@@ -3,7 +3,6 @@
 import grpc
 import warnings
 
-from edgellm.wire import backend_pb2 as edgellm_dot_wire_dot_backend__pb2
 from edgellm.wire import session_pb2 as edgellm_dot_wire_dot_session__pb2
 
 GRPC_GENERATED_VERSION = '1.78.0'
@@ -40,10 +39,10 @@ class SessionStub(object):
                 request_serializer=edgellm_dot_wire_dot_session__pb2.DescribeRequest.SerializeToString,
                 response_deserializer=edgellm_dot_wire_dot_session__pb2.Description.FromString,
                 _registered_method=True)
-        self.Generate = channel.unary_stream(
-                '/edgellm.session.v1.Session/Generate',
-                request_serializer=edgellm_dot_wire_dot_backend__pb2.GenerateRequest.SerializeToString,
-                response_deserializer=edgellm_dot_wire_dot_backend__pb2.GenerateEvent.FromString,
+        self.Use = channel.unary_stream(
+                '/edgellm.session.v1.Session/Use',
+                request_serializer=edgellm_dot_wire_dot_session__pb2.UseRequest.SerializeToString,
+                response_deserializer=edgellm_dot_wire_dot_session__pb2.Engine.FromString,
                 _registered_method=True)
         self.Close = channel.unary_unary(
                 '/edgellm.session.v1.Session/Close',
@@ -61,8 +60,10 @@ class SessionServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def Generate(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+    def Use(self, request, context):
+        """Where the engine is. While the call lasts the session counts as used; the caller ends it when it has its answer.
+        FAILED_PRECONDITION while the session is starting.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -81,10 +82,10 @@ def add_SessionServicer_to_server(servicer, server):
                     request_deserializer=edgellm_dot_wire_dot_session__pb2.DescribeRequest.FromString,
                     response_serializer=edgellm_dot_wire_dot_session__pb2.Description.SerializeToString,
             ),
-            'Generate': grpc.unary_stream_rpc_method_handler(
-                    servicer.Generate,
-                    request_deserializer=edgellm_dot_wire_dot_backend__pb2.GenerateRequest.FromString,
-                    response_serializer=edgellm_dot_wire_dot_backend__pb2.GenerateEvent.SerializeToString,
+            'Use': grpc.unary_stream_rpc_method_handler(
+                    servicer.Use,
+                    request_deserializer=edgellm_dot_wire_dot_session__pb2.UseRequest.FromString,
+                    response_serializer=edgellm_dot_wire_dot_session__pb2.Engine.SerializeToString,
             ),
             'Close': grpc.unary_unary_rpc_method_handler(
                     servicer.Close,
@@ -130,7 +131,7 @@ class Session(object):
             _registered_method=True)
 
     @staticmethod
-    def Generate(request,
+    def Use(request,
             target,
             options=(),
             channel_credentials=None,
@@ -143,9 +144,9 @@ class Session(object):
         return grpc.experimental.unary_stream(
             request,
             target,
-            '/edgellm.session.v1.Session/Generate',
-            edgellm_dot_wire_dot_backend__pb2.GenerateRequest.SerializeToString,
-            edgellm_dot_wire_dot_backend__pb2.GenerateEvent.FromString,
+            '/edgellm.session.v1.Session/Use',
+            edgellm_dot_wire_dot_session__pb2.UseRequest.SerializeToString,
+            edgellm_dot_wire_dot_session__pb2.Engine.FromString,
             options,
             channel_credentials,
             insecure,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -22,22 +23,34 @@ from edgellm.paths import default_paths
 from edgellm.sessions.client import list_sessions
 from edgellm.sessions.idle import Idleness
 from edgellm.sessions.registry import Registry, SessionFiles, SessionRecord, read_record, write_record
-from edgellm.wire import backend_pb2, session_pb2, session_pb2_grpc
+from edgellm.wire import backend_pb2, backend_pb2_grpc, session_pb2, session_pb2_grpc
 
 
-class Daemon(session_pb2_grpc.SessionServicer):
-    """Answers with the words of the prompt; breaks with `failure` where it is set."""
+class Daemon(session_pb2_grpc.SessionServicer, backend_pb2_grpc.BackendServicer):
+    """Daemon and engine on one socket: answers with the words of the prompt; breaks with `failure` where it is set."""
 
     def __init__(self, state: str, failure: tuple[grpc.StatusCode, str] | None) -> None:
         self.state = state
         self.failure = failure
         self.asked: list[backend_pb2.GenerateRequest] = []
+        self.socket = ""
+        self.used = threading.Event()
+        """Whether a use of the session has ended."""
 
     def Describe(
         self, request: session_pb2.DescribeRequest, context: grpc.ServicerContext
     ) -> session_pb2.Description:
         stage = session_pb2.StageDescription(peer="peer-a", name="alice", first_layer=0, end_layer=8)
         return session_pb2.Description(name="amber", model="tiny", state=self.state, stages=[stage])
+
+    def Use(
+        self, request: session_pb2.UseRequest, context: grpc.ServicerContext
+    ) -> Iterator[session_pb2.Engine]:
+        ended = threading.Event()
+        context.add_callback(ended.set)
+        yield session_pb2.Engine(socket=self.socket)
+        ended.wait(10)
+        self.used.set()
 
     def Generate(
         self, request: backend_pb2.GenerateRequest, context: grpc.ServicerContext
@@ -74,6 +87,8 @@ def daemon(
     serving = Daemon(state, failure)
     server = grpc.server(ThreadPoolExecutor(4))
     session_pb2_grpc.add_SessionServicer_to_server(serving, server)  # type: ignore[no-untyped-call]
+    backend_pb2_grpc.add_BackendServicer_to_server(serving, server)  # type: ignore[no-untyped-call]
+    serving.socket = str(files.socket)
     server.add_insecure_port(f"unix:{files.socket}")
     server.start()
     try:
@@ -89,6 +104,7 @@ def ask(*arguments: str) -> int:
 def test_only_the_answer_goes_to_stdout(registry: Registry, capfd: pytest.CaptureFixture[str]) -> None:
     with daemon(registry) as (serving, _):
         assert ask("why is it blue", "--raw", "--max-tokens", "9", "--stop", "end", "--seed", "3") == 0
+        assert serving.used.wait(5), "the session would count as used for ever"
     out, err = capfd.readouterr()
     assert out == "why is it blue\n"
     assert "TTFT" in err
