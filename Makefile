@@ -35,7 +35,7 @@ proto: setup
 	$(BIN)/python -m grpc_tools.protoc -I edgellm/wire=proto --python_out=. --pyi_out=. \
 		$(patsubst proto/%,edgellm/wire/%,$(wildcard proto/*.proto))
 	$(BIN)/python -m grpc_tools.protoc -I edgellm/wire=proto --grpc_python_out=. \
-		edgellm/wire/backend.proto edgellm/wire/session.proto
+		edgellm/wire/backend.proto edgellm/wire/session.proto edgellm/wire/blocks.proto
 
 # Both sides in one run; writes benchmarks/out/$(BENCH).json. Needs root.
 bench: setup

@@ -29,7 +29,7 @@ from tests.system.swarm import Host, Swarm
 OUT = Path(__file__).parent / "out" / "main.json"
 REPOSITORY = Path(__file__).parents[1]
 REPEATS = 5
-SESSION_REPEATS = 7
+SESSION_REPEATS = 9
 
 
 @dataclass(frozen=True, slots=True)

@@ -57,6 +57,14 @@ class HostLost(LeaseError):
     """A host that holds a lease died or fell silent."""
 
 
+class BlockMissing(EdgeError):
+    """Nobody that was asked has the block, or what they had was not it."""
+
+
+class BlockStoreFull(EdgeError):
+    """Pinned blocks, the quota or the disk leave no room for another block."""
+
+
 class CellError(EdgeError):
     """A sandbox could not be made, or died."""
 

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-WITH_SERVICES = ("backend", "session")
+WITH_SERVICES = ("backend", "blocks", "session")
 
 
 def test_wire_is_what_proto_gives(tmp_path: Path) -> None:
