@@ -1,4 +1,4 @@
-"""Tensors between two ranks over gloo, as pipeline stages send them."""
+"""Tensors between two ranks, as pipeline stages send them."""
 
 from __future__ import annotations
 
@@ -9,22 +9,28 @@ from pathlib import Path
 RANK = """
 import sys
 import torch, torch.distributed
-from edgellm_vllm.stage_messages import INLINE_BYTES, StageMessages
+from edgellm_vllm.stage_messages import StageMessages
 
 rank = int(sys.argv[1])
 torch.distributed.init_process_group("gloo", init_method=f"file://{sys.argv[2]}", rank=rank, world_size=2)
-messages = StageMessages(torch.distributed.group.WORLD)
+messages = StageMessages(torch.distributed.group.WORLD, "127.0.0.1")
 torch.manual_seed(0)
 steps = [
     {"hidden_states": torch.randn(rows, width, dtype=dtype), "residual": torch.randn(rows, 3, dtype=torch.float32)}
-    # Odd sizes, nothing at all, just above and far above what fits into one message; then small again.
+    # Odd sizes, nothing at all, more than the kernel takes at once; then small again.
     for rows, width, dtype in [
         (1, 7, torch.bfloat16), (1, 8, torch.float16), (0, 8, torch.bfloat16), (64, 8192, torch.bfloat16),
-        (900, 2048, torch.float32), (1, 128, torch.bfloat16),
+        (3000, 2048, torch.float32), (1, 128, torch.bfloat16),
     ]
 ] * 3
-assert steps[3]["hidden_states"].nbytes == INLINE_BYTES
 if rank == 0:
+    # A stranger and one that says nothing come first.
+    import socket, time
+    where = messages._peers[1][0]
+    with socket.create_connection(where) as stranger:
+        stranger.sendall(bytes(20))
+    with socket.create_connection(where):
+        pass
     for step in steps:
         sent = {name: tensor.clone() for name, tensor in step.items()}
         messages.send(sent, 1)
@@ -38,14 +44,26 @@ if rank == 0:
         raise AssertionError("sent what is no tensor")
     torch.distributed.barrier()
 else:
-    for step in steps:
+    for number, step in enumerate(steps):
+        if number == 1:
+            import time
+            time.sleep(1)  # what is sent meanwhile has to wait, and the sender with it
         received = messages.receive(0)
         assert received.keys() == step.keys()
         for name, tensor in received.items():
             assert tensor.dtype == step[name].dtype and torch.equal(tensor, step[name])
     torch.distributed.barrier()
-print("done", flush=True)
-# One message is still expected, for ever.
+if rank == 0:
+    # The other rank is gone now: that is an error, and not a wait.
+    print("done", flush=True)
+    time.sleep(1)
+    try:
+        while True:
+            messages.send(steps[3], 1)
+    except OSError:
+        pass
+else:
+    print("done", flush=True)
 import os
 os._exit(0)
 """

@@ -1,4 +1,4 @@
-"""Shared memory between ranks of one cell, gloo between cells."""
+"""Shared memory between ranks of one cell, TCP between cells."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class CellAwareCpuCommunicator(CpuCommunicator):
         super().__init__(*args, **kwargs)
         self._stages: StageMessages | None = None
         if self.unique_name.startswith("pp") and not self.supports_tensor_dict:
-            self._stages = StageMessages(self.cpu_group)
+            self._stages = StageMessages(self.cpu_group, os.environ["VLLM_HOST_IP"])
             self.supports_tensor_dict = True
 
     def send_tensor_dict(self, tensor_dict: dict[str, torch.Tensor | Any], dst: int) -> None:
