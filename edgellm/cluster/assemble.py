@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Network
 
-from edgellm.types.plan import ClusterPlan, Endpoint, Member, StagePlan
+from edgellm.types.plan import ClusterPlan, Endpoint, KvSharing, Member, StagePlan
 
 MEMBERS_PER_SUBNET = 253
 
@@ -32,7 +32,14 @@ class HeadDoor:
 
 
 def assemble(
-    stages: StagePlan, grants: Sequence[Grant], head: HeadDoor, *, cluster: str, token: str, issued_at: float
+    stages: StagePlan,
+    grants: Sequence[Grant],
+    head: HeadDoor,
+    *,
+    cluster: str,
+    token: str,
+    issued_at: float,
+    kv: KvSharing | None = None,
 ) -> ClusterPlan:
     """The plan of a cluster whose stage i is run by `grants[i]`.
 
@@ -81,4 +88,5 @@ def assemble(
         subnet=str(subnet),
         cluster_token=token,
         issued_at=issued_at,
+        kv=kv,
     )

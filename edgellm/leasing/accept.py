@@ -38,6 +38,8 @@ def objection(plan: ClusterPlan, *, signer: str, peer: str, lease: Lease, certif
         return "names another certificate than the host made"
     if plan.head.peer != signer:
         return "puts the head on another peer than the requester"
+    if plan.kv is not None and plan.kv.tracker != signer:
+        return "names another tracker of KV records than the requester"
     if not 0 < plan.max_model_len <= MAX_CONTEXT:
         return "has an impossible context"
     return _address_objection(plan) or _layer_objection(plan)

@@ -10,13 +10,16 @@ from edgellm.errors import ProtocolViolation
 from edgellm.leasing.terms import certificate_from_wire, endpoints_from_wire, endpoints_to_wire
 from edgellm.p2p.envelope import open_envelope, seal
 from edgellm.p2p.identity import Identity
-from edgellm.types.plan import ClusterPlan, Member
+from edgellm.types.plan import ClusterPlan, KvSharing, Member
 from edgellm.wire import wire_pb2
 
 DOMAIN = "edgellm-plan-v1"
 PAYLOAD_TYPE = b"/edgellm/plan"
 MAX_PLAN_BYTES = 512 * 1024
 MAX_MEMBERS = 64
+KV_SCOPES = ("session", "swarm", "public")
+KV_SECRET_BYTES = 32
+KV_ID_BYTES = 16
 _TOKEN = re.compile(r"[0-9a-f]{32,128}")
 _IPV4 = re.compile(r"\d{1,3}(\.\d{1,3}){3}")
 
@@ -48,6 +51,7 @@ def seal_plan(plan: ClusterPlan, identity: Identity) -> bytes:
         subnet=plan.subnet,
         cluster_token=plan.cluster_token,
         issued_unix_ms=round(plan.issued_at * 1000),
+        kv=None if plan.kv is None else _sharing_to_wire(plan.kv),
     )
     return seal(identity, DOMAIN, PAYLOAD_TYPE, message.SerializeToString())
 
@@ -74,8 +78,41 @@ def open_plan(envelope: bytes) -> tuple[str, ClusterPlan]:
         subnet=message.subnet,
         cluster_token=message.cluster_token,
         issued_at=message.issued_unix_ms / 1000,
+        kv=_sharing(message.kv) if message.HasField("kv") else None,
     )
     return signer, plan
+
+
+def _sharing_to_wire(sharing: KvSharing) -> wire_pb2.KvSharing:
+    return wire_pb2.KvSharing(
+        scope=sharing.scope,
+        scope_id=sharing.scope_id,
+        secret=sharing.secret,
+        tracker=sharing.tracker,
+        tracker_addresses=sharing.tracker_addresses,
+        prefill_tok_s=sharing.prefill_tok_s,
+    )
+
+
+def _sharing(message: wire_pb2.KvSharing) -> KvSharing:
+    if message.scope not in KV_SCOPES or not KV_ID_BYTES <= len(message.scope_id) <= 2 * KV_ID_BYTES:
+        raise ProtocolViolation("a plan that shares KV in a scope that is none")
+    if (
+        len(message.secret) != KV_SECRET_BYTES
+        or len(message.tracker) > 128
+        or len(message.tracker_addresses) > 16
+    ):
+        raise ProtocolViolation("a plan that shares KV with a secret or a tracker that is not of its form")
+    if not 0 <= message.prefill_tok_s < 1e12:  # also refuses NaN
+        raise ProtocolViolation("a plan with an impossible prefill speed")
+    return KvSharing(
+        scope=message.scope,
+        scope_id=message.scope_id,
+        secret=message.secret,
+        tracker=message.tracker,
+        tracker_addresses=tuple(message.tracker_addresses),
+        prefill_tok_s=message.prefill_tok_s,
+    )
 
 
 def _member(message: wire_pb2.PlanMember) -> Member:

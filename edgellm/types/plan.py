@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from edgellm.types.advert import Device, Engine
 from edgellm.types.model import ModelShape
@@ -101,6 +101,22 @@ class Member:
 
 
 @dataclass(frozen=True, slots=True)
+class KvSharing:
+    """How the members of a cluster share KV pieces."""
+
+    scope: str
+    """"session", "swarm" or "public": who else can read them."""
+    scope_id: bytes
+    secret: bytes = field(repr=False)
+    """All keys of the scope follow from it; no node's log, disk or DHT ever holds it."""
+    tracker: str
+    """The peer that keeps the records of the scope."""
+    tracker_addresses: tuple[str, ...] = ()
+    prefill_tok_s: float = 0.0
+    """Predicted for the whole cluster; 0: not known."""
+
+
+@dataclass(frozen=True, slots=True)
 class ClusterPlan:
     """What the requester signs and every member checks: who is in, at which address, with which layers."""
 
@@ -115,6 +131,8 @@ class ClusterPlan:
     subnet: str
     cluster_token: str
     issued_at: float
+    kv: KvSharing | None = None
+    """None: this cluster shares no KV cache."""
 
     @property
     def head(self) -> Member:

@@ -186,7 +186,7 @@ class PlanMember(_message.Message):
     def __init__(self, peer: _Optional[str] = ..., address: _Optional[str] = ..., overlay_certificate: _Optional[bytes] = ..., overlay_endpoints: _Optional[_Iterable[_Union[Endpoint, _Mapping]]] = ..., lease: _Optional[str] = ..., first_layer: _Optional[int] = ..., end_layer: _Optional[int] = ..., devices: _Optional[_Iterable[str]] = ..., memory_bytes: _Optional[int] = ..., addresses: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class ClusterPlan(_message.Message):
-    __slots__ = ("cluster", "model_digest", "tensor_parallel", "members", "fabric", "max_model_len", "kv_cache_bytes", "subnet", "cluster_token", "issued_unix_ms")
+    __slots__ = ("cluster", "model_digest", "tensor_parallel", "members", "fabric", "max_model_len", "kv_cache_bytes", "subnet", "cluster_token", "issued_unix_ms", "kv")
     CLUSTER_FIELD_NUMBER: _ClassVar[int]
     MODEL_DIGEST_FIELD_NUMBER: _ClassVar[int]
     TENSOR_PARALLEL_FIELD_NUMBER: _ClassVar[int]
@@ -197,6 +197,7 @@ class ClusterPlan(_message.Message):
     SUBNET_FIELD_NUMBER: _ClassVar[int]
     CLUSTER_TOKEN_FIELD_NUMBER: _ClassVar[int]
     ISSUED_UNIX_MS_FIELD_NUMBER: _ClassVar[int]
+    KV_FIELD_NUMBER: _ClassVar[int]
     cluster: str
     model_digest: bytes
     tensor_parallel: int
@@ -207,7 +208,24 @@ class ClusterPlan(_message.Message):
     subnet: str
     cluster_token: str
     issued_unix_ms: int
-    def __init__(self, cluster: _Optional[str] = ..., model_digest: _Optional[bytes] = ..., tensor_parallel: _Optional[int] = ..., members: _Optional[_Iterable[_Union[PlanMember, _Mapping]]] = ..., fabric: _Optional[str] = ..., max_model_len: _Optional[int] = ..., kv_cache_bytes: _Optional[int] = ..., subnet: _Optional[str] = ..., cluster_token: _Optional[str] = ..., issued_unix_ms: _Optional[int] = ...) -> None: ...
+    kv: KvSharing
+    def __init__(self, cluster: _Optional[str] = ..., model_digest: _Optional[bytes] = ..., tensor_parallel: _Optional[int] = ..., members: _Optional[_Iterable[_Union[PlanMember, _Mapping]]] = ..., fabric: _Optional[str] = ..., max_model_len: _Optional[int] = ..., kv_cache_bytes: _Optional[int] = ..., subnet: _Optional[str] = ..., cluster_token: _Optional[str] = ..., issued_unix_ms: _Optional[int] = ..., kv: _Optional[_Union[KvSharing, _Mapping]] = ...) -> None: ...
+
+class KvSharing(_message.Message):
+    __slots__ = ("scope", "scope_id", "secret", "tracker", "tracker_addresses", "prefill_tok_s")
+    SCOPE_FIELD_NUMBER: _ClassVar[int]
+    SCOPE_ID_FIELD_NUMBER: _ClassVar[int]
+    SECRET_FIELD_NUMBER: _ClassVar[int]
+    TRACKER_FIELD_NUMBER: _ClassVar[int]
+    TRACKER_ADDRESSES_FIELD_NUMBER: _ClassVar[int]
+    PREFILL_TOK_S_FIELD_NUMBER: _ClassVar[int]
+    scope: str
+    scope_id: bytes
+    secret: bytes
+    tracker: str
+    tracker_addresses: _containers.RepeatedScalarFieldContainer[str]
+    prefill_tok_s: float
+    def __init__(self, scope: _Optional[str] = ..., scope_id: _Optional[bytes] = ..., secret: _Optional[bytes] = ..., tracker: _Optional[str] = ..., tracker_addresses: _Optional[_Iterable[str]] = ..., prefill_tok_s: _Optional[float] = ...) -> None: ...
 
 class Commit(_message.Message):
     __slots__ = ("plan_envelope",)
@@ -294,3 +312,119 @@ class OverlayReply(_message.Message):
     ERROR_FIELD_NUMBER: _ClassVar[int]
     error: str
     def __init__(self, error: _Optional[str] = ...) -> None: ...
+
+class KvRequest(_message.Message):
+    __slots__ = ("find", "announce", "settle")
+    FIND_FIELD_NUMBER: _ClassVar[int]
+    ANNOUNCE_FIELD_NUMBER: _ClassVar[int]
+    SETTLE_FIELD_NUMBER: _ClassVar[int]
+    find: KvFind
+    announce: KvAnnounce
+    settle: KvSettle
+    def __init__(self, find: _Optional[_Union[KvFind, _Mapping]] = ..., announce: _Optional[_Union[KvAnnounce, _Mapping]] = ..., settle: _Optional[_Union[KvSettle, _Mapping]] = ...) -> None: ...
+
+class KvRegion(_message.Message):
+    __slots__ = ("first_layer", "end_layer", "first_head", "end_head")
+    FIRST_LAYER_FIELD_NUMBER: _ClassVar[int]
+    END_LAYER_FIELD_NUMBER: _ClassVar[int]
+    FIRST_HEAD_FIELD_NUMBER: _ClassVar[int]
+    END_HEAD_FIELD_NUMBER: _ClassVar[int]
+    first_layer: int
+    end_layer: int
+    first_head: int
+    end_head: int
+    def __init__(self, first_layer: _Optional[int] = ..., end_layer: _Optional[int] = ..., first_head: _Optional[int] = ..., end_head: _Optional[int] = ...) -> None: ...
+
+class KvFind(_message.Message):
+    __slots__ = ("scope_id", "names", "region")
+    SCOPE_ID_FIELD_NUMBER: _ClassVar[int]
+    NAMES_FIELD_NUMBER: _ClassVar[int]
+    REGION_FIELD_NUMBER: _ClassVar[int]
+    scope_id: bytes
+    names: _containers.RepeatedScalarFieldContainer[bytes]
+    region: KvRegion
+    def __init__(self, scope_id: _Optional[bytes] = ..., names: _Optional[_Iterable[bytes]] = ..., region: _Optional[_Union[KvRegion, _Mapping]] = ...) -> None: ...
+
+class KvRecord(_message.Message):
+    __slots__ = ("name", "region", "digests", "size_bytes", "expires_unix_s", "holder")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    REGION_FIELD_NUMBER: _ClassVar[int]
+    DIGESTS_FIELD_NUMBER: _ClassVar[int]
+    SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    EXPIRES_UNIX_S_FIELD_NUMBER: _ClassVar[int]
+    HOLDER_FIELD_NUMBER: _ClassVar[int]
+    name: bytes
+    region: KvRegion
+    digests: bytes
+    size_bytes: int
+    expires_unix_s: int
+    holder: int
+    def __init__(self, name: _Optional[bytes] = ..., region: _Optional[_Union[KvRegion, _Mapping]] = ..., digests: _Optional[bytes] = ..., size_bytes: _Optional[int] = ..., expires_unix_s: _Optional[int] = ..., holder: _Optional[int] = ...) -> None: ...
+
+class KvHolder(_message.Message):
+    __slots__ = ("peer", "addresses")
+    PEER_FIELD_NUMBER: _ClassVar[int]
+    ADDRESSES_FIELD_NUMBER: _ClassVar[int]
+    peer: str
+    addresses: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, peer: _Optional[str] = ..., addresses: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class KvFound(_message.Message):
+    __slots__ = ("records", "holders")
+    RECORDS_FIELD_NUMBER: _ClassVar[int]
+    HOLDERS_FIELD_NUMBER: _ClassVar[int]
+    records: _containers.RepeatedCompositeFieldContainer[KvRecord]
+    holders: _containers.RepeatedCompositeFieldContainer[KvHolder]
+    def __init__(self, records: _Optional[_Iterable[_Union[KvRecord, _Mapping]]] = ..., holders: _Optional[_Iterable[_Union[KvHolder, _Mapping]]] = ...) -> None: ...
+
+class KvAnnounce(_message.Message):
+    __slots__ = ("scope_id", "batch", "addresses", "uses")
+    SCOPE_ID_FIELD_NUMBER: _ClassVar[int]
+    BATCH_FIELD_NUMBER: _ClassVar[int]
+    ADDRESSES_FIELD_NUMBER: _ClassVar[int]
+    USES_FIELD_NUMBER: _ClassVar[int]
+    scope_id: bytes
+    batch: bytes
+    addresses: _containers.RepeatedScalarFieldContainer[str]
+    uses: _containers.RepeatedCompositeFieldContainer[KvUse]
+    def __init__(self, scope_id: _Optional[bytes] = ..., batch: _Optional[bytes] = ..., addresses: _Optional[_Iterable[str]] = ..., uses: _Optional[_Iterable[_Union[KvUse, _Mapping]]] = ...) -> None: ...
+
+class KvUse(_message.Message):
+    __slots__ = ("name", "region", "holder", "outcome", "tokens", "size_bytes")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    REGION_FIELD_NUMBER: _ClassVar[int]
+    HOLDER_FIELD_NUMBER: _ClassVar[int]
+    OUTCOME_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    name: bytes
+    region: KvRegion
+    holder: str
+    outcome: str
+    tokens: int
+    size_bytes: int
+    def __init__(self, name: _Optional[bytes] = ..., region: _Optional[_Union[KvRegion, _Mapping]] = ..., holder: _Optional[str] = ..., outcome: _Optional[str] = ..., tokens: _Optional[int] = ..., size_bytes: _Optional[int] = ...) -> None: ...
+
+class KvAnnounced(_message.Message):
+    __slots__ = ("kept",)
+    KEPT_FIELD_NUMBER: _ClassVar[int]
+    kept: int
+    def __init__(self, kept: _Optional[int] = ...) -> None: ...
+
+class KvSettle(_message.Message):
+    __slots__ = ("scope_id",)
+    SCOPE_ID_FIELD_NUMBER: _ClassVar[int]
+    scope_id: bytes
+    def __init__(self, scope_id: _Optional[bytes] = ...) -> None: ...
+
+class KvReply(_message.Message):
+    __slots__ = ("found", "announced", "settled", "refused")
+    FOUND_FIELD_NUMBER: _ClassVar[int]
+    ANNOUNCED_FIELD_NUMBER: _ClassVar[int]
+    SETTLED_FIELD_NUMBER: _ClassVar[int]
+    REFUSED_FIELD_NUMBER: _ClassVar[int]
+    found: KvFound
+    announced: KvAnnounced
+    settled: KvSettle
+    refused: str
+    def __init__(self, found: _Optional[_Union[KvFound, _Mapping]] = ..., announced: _Optional[_Union[KvAnnounced, _Mapping]] = ..., settled: _Optional[_Union[KvSettle, _Mapping]] = ..., refused: _Optional[str] = ...) -> None: ...

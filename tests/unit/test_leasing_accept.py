@@ -15,7 +15,16 @@ from edgellm.leasing.codec import DOMAIN, PAYLOAD_TYPE, open_plan, seal_plan
 from edgellm.leasing.lease import Lease, Phase
 from edgellm.p2p.envelope import seal
 from edgellm.p2p.identity import Identity
-from edgellm.types.plan import ClusterPlan, Endpoint, Member, PlanRequest, Prediction, Stage, StagePlan
+from edgellm.types.plan import (
+    ClusterPlan,
+    Endpoint,
+    KvSharing,
+    Member,
+    PlanRequest,
+    Prediction,
+    Stage,
+    StagePlan,
+)
 from tests.unit.samples import DIGEST, ENGINE, GIB, SHAPE
 
 CLUSTER = "c8" + "0" * 30
@@ -46,6 +55,7 @@ def make_plan(fabric: str = "overlay") -> ClusterPlan:
 
 
 PLAN = make_plan()
+KV = KvSharing("session", b"i" * 32, b"s" * 32, "asker", ("/ip4/10.0.0.9/tcp/4001",), 812.5)
 
 
 def mine(**changes: object) -> ClusterPlan:
@@ -109,6 +119,7 @@ def test_the_plan_that_was_granted_is_accepted() -> None:
         (replace(PLAN, kv_cache_bytes=GIB), "more memory"),
         (mine(overlay_certificate=b"certificate-a"), "another certificate"),
         (with_member(0, peer="a"), "head on another peer"),
+        (replace(PLAN, kv=replace(KV, tracker="mallory")), "another tracker"),
         (replace(PLAN, max_model_len=0), "impossible context"),
         (replace(PLAN, max_model_len=MAX_CONTEXT + 1), "impossible context"),
         (with_member(1, address="10.88.200.3"), "one address"),
@@ -138,6 +149,15 @@ def test_only_the_one_that_reserved_may_sign() -> None:
 def test_a_plan_survives_the_wire() -> None:
     signer = Identity.generate()
     assert open_plan(seal_plan(PLAN, signer)) == (signer.peer, PLAN)
+    sharing = replace(PLAN, kv=KV)
+    assert open_plan(seal_plan(sharing, signer)) == (signer.peer, sharing)
+
+
+def test_a_plan_that_shares_is_accepted_and_does_not_show_its_secret() -> None:
+    plan = replace(PLAN, kv=KV)
+    assert judge(plan) is None
+    assert "ssss" not in repr(plan)
+    assert KV.secret.hex() not in repr(plan)
 
 
 @pytest.mark.parametrize(
@@ -148,6 +168,12 @@ def test_a_plan_survives_the_wire() -> None:
         (replace(PLAN, cluster_token="short"), "digest or token"),
         (replace(PLAN, cluster_token="a" * 31 + "$"), "digest or token"),
         (replace(PLAN, digest="ab"), "digest or token"),
+        (replace(PLAN, kv=replace(KV, scope="everybody")), "scope"),
+        (replace(PLAN, kv=replace(KV, scope_id=b"")), "scope"),
+        (replace(PLAN, kv=replace(KV, secret=b"short")), "secret"),
+        (replace(PLAN, kv=replace(KV, tracker_addresses=("/ip4/10.0.0.9/tcp/1",) * 17)), "tracker"),
+        (replace(PLAN, kv=replace(KV, prefill_tok_s=float("nan"))), "prefill"),
+        (replace(PLAN, kv=replace(KV, prefill_tok_s=-1.0)), "prefill"),
         (with_member(1, address="edge.example"), "not of its form"),
         (with_member(1, address="10.0.0.1\n"), "not of its form"),
         (with_member(1, devices=("0",) * 65), "not of its form"),
