@@ -20,6 +20,25 @@ DeviceKind = Literal["cpu", "cuda"]
 
 
 @dataclass(frozen=True)
+class KvSharing:
+    """How a member shares its KV cache with other clusters, through its node (`proto/blocks.proto`)."""
+
+    socket_path: str = ""
+    """Workers: the Unix socket, as their cell sees it, on which the node serves `edgellm.blocks.v1.Blocks`. Nothing need
+    answer there yet; what does not answer is a miss."""
+    scope_secret: str = ""
+    """Workers: the secret of the scope, lower-case hex (`edgellm.kv.scope`)."""
+    weights: str = ""
+    """Workers: a digest of the model's weights and configuration, the same wherever the model is the same."""
+    find_timeout_s: float = 2.0
+    """After so long without an answer to Find, the prompt is computed."""
+    fetch_timeout_s: float = 10.0
+    """What has not come by then is computed."""
+    cache_bytes: int = 512 << 20
+    """Workers: memory for pieces on their way, besides what the plan counts; also the most KV that one prompt can share."""
+
+
+@dataclass(frozen=True)
 class MemberSpec:
     """One member of a cluster, as its cell sees it."""
 
@@ -44,6 +63,8 @@ class MemberSpec:
     """The model's directory in the cell. The head's holds configuration and tokenizer only."""
     stage_index: int = -1
     """Pipeline stage of a worker, from 0; -1 for the head."""
+    kv: KvSharing | None = None
+    """Set for all members of a cluster that shares its KV cache, and for none of another."""
 
 
 @runtime_checkable

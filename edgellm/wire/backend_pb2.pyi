@@ -18,7 +18,7 @@ class Stage(_message.Message):
     def __init__(self, address: _Optional[str] = ..., first_layer: _Optional[int] = ..., end_layer: _Optional[int] = ...) -> None: ...
 
 class LoadRequest(_message.Message):
-    __slots__ = ("model_path", "head_address", "tensor_parallel", "stages", "max_model_len", "kv_cache_bytes", "max_num_seqs", "gpu_memory_utilization", "served_model_name")
+    __slots__ = ("model_path", "head_address", "tensor_parallel", "stages", "max_model_len", "kv_cache_bytes", "max_num_seqs", "gpu_memory_utilization", "served_model_name", "share_kv")
     MODEL_PATH_FIELD_NUMBER: _ClassVar[int]
     HEAD_ADDRESS_FIELD_NUMBER: _ClassVar[int]
     TENSOR_PARALLEL_FIELD_NUMBER: _ClassVar[int]
@@ -28,6 +28,7 @@ class LoadRequest(_message.Message):
     MAX_NUM_SEQS_FIELD_NUMBER: _ClassVar[int]
     GPU_MEMORY_UTILIZATION_FIELD_NUMBER: _ClassVar[int]
     SERVED_MODEL_NAME_FIELD_NUMBER: _ClassVar[int]
+    SHARE_KV_FIELD_NUMBER: _ClassVar[int]
     model_path: str
     head_address: str
     tensor_parallel: int
@@ -37,7 +38,8 @@ class LoadRequest(_message.Message):
     max_num_seqs: int
     gpu_memory_utilization: float
     served_model_name: str
-    def __init__(self, model_path: _Optional[str] = ..., head_address: _Optional[str] = ..., tensor_parallel: _Optional[int] = ..., stages: _Optional[_Iterable[_Union[Stage, _Mapping]]] = ..., max_model_len: _Optional[int] = ..., kv_cache_bytes: _Optional[int] = ..., max_num_seqs: _Optional[int] = ..., gpu_memory_utilization: _Optional[float] = ..., served_model_name: _Optional[str] = ...) -> None: ...
+    share_kv: bool
+    def __init__(self, model_path: _Optional[str] = ..., head_address: _Optional[str] = ..., tensor_parallel: _Optional[int] = ..., stages: _Optional[_Iterable[_Union[Stage, _Mapping]]] = ..., max_model_len: _Optional[int] = ..., kv_cache_bytes: _Optional[int] = ..., max_num_seqs: _Optional[int] = ..., gpu_memory_utilization: _Optional[float] = ..., served_model_name: _Optional[str] = ..., share_kv: bool = ...) -> None: ...
 
 class LoadEvent(_message.Message):
     __slots__ = ("phase", "loaded")
@@ -56,12 +58,14 @@ class Phase(_message.Message):
     def __init__(self, name: _Optional[str] = ..., detail: _Optional[str] = ...) -> None: ...
 
 class Loaded(_message.Message):
-    __slots__ = ("ranks", "kv_cache_tokens")
+    __slots__ = ("ranks", "kv_cache_tokens", "shares_kv")
     RANKS_FIELD_NUMBER: _ClassVar[int]
     KV_CACHE_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    SHARES_KV_FIELD_NUMBER: _ClassVar[int]
     ranks: _containers.RepeatedCompositeFieldContainer[RankPlacement]
     kv_cache_tokens: int
-    def __init__(self, ranks: _Optional[_Iterable[_Union[RankPlacement, _Mapping]]] = ..., kv_cache_tokens: _Optional[int] = ...) -> None: ...
+    shares_kv: bool
+    def __init__(self, ranks: _Optional[_Iterable[_Union[RankPlacement, _Mapping]]] = ..., kv_cache_tokens: _Optional[int] = ..., shares_kv: bool = ...) -> None: ...
 
 class RankPlacement(_message.Message):
     __slots__ = ("rank", "address", "first_layer", "end_layer")
@@ -96,20 +100,22 @@ class Tokens(_message.Message):
     def __init__(self, ids: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class SamplingParams(_message.Message):
-    __slots__ = ("max_tokens", "temperature", "top_p", "seed", "stop", "ignore_eos")
+    __slots__ = ("max_tokens", "temperature", "top_p", "seed", "stop", "ignore_eos", "logprobs")
     MAX_TOKENS_FIELD_NUMBER: _ClassVar[int]
     TEMPERATURE_FIELD_NUMBER: _ClassVar[int]
     TOP_P_FIELD_NUMBER: _ClassVar[int]
     SEED_FIELD_NUMBER: _ClassVar[int]
     STOP_FIELD_NUMBER: _ClassVar[int]
     IGNORE_EOS_FIELD_NUMBER: _ClassVar[int]
+    LOGPROBS_FIELD_NUMBER: _ClassVar[int]
     max_tokens: int
     temperature: float
     top_p: float
     seed: int
     stop: _containers.RepeatedScalarFieldContainer[str]
     ignore_eos: bool
-    def __init__(self, max_tokens: _Optional[int] = ..., temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., seed: _Optional[int] = ..., stop: _Optional[_Iterable[str]] = ..., ignore_eos: bool = ...) -> None: ...
+    logprobs: bool
+    def __init__(self, max_tokens: _Optional[int] = ..., temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., seed: _Optional[int] = ..., stop: _Optional[_Iterable[str]] = ..., ignore_eos: bool = ..., logprobs: bool = ...) -> None: ...
 
 class GenerateRequest(_message.Message):
     __slots__ = ("request_id", "text", "chat", "tokens", "sampling")
@@ -126,16 +132,20 @@ class GenerateRequest(_message.Message):
     def __init__(self, request_id: _Optional[str] = ..., text: _Optional[str] = ..., chat: _Optional[_Union[Chat, _Mapping]] = ..., tokens: _Optional[_Union[Tokens, _Mapping]] = ..., sampling: _Optional[_Union[SamplingParams, _Mapping]] = ...) -> None: ...
 
 class GenerateEvent(_message.Message):
-    __slots__ = ("token_ids", "text", "prompt_tokens", "finish_reason")
+    __slots__ = ("token_ids", "text", "prompt_tokens", "finish_reason", "logprobs", "cached_prompt_tokens")
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
     PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     FINISH_REASON_FIELD_NUMBER: _ClassVar[int]
+    LOGPROBS_FIELD_NUMBER: _ClassVar[int]
+    CACHED_PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     token_ids: _containers.RepeatedScalarFieldContainer[int]
     text: str
     prompt_tokens: int
     finish_reason: str
-    def __init__(self, token_ids: _Optional[_Iterable[int]] = ..., text: _Optional[str] = ..., prompt_tokens: _Optional[int] = ..., finish_reason: _Optional[str] = ...) -> None: ...
+    logprobs: _containers.RepeatedScalarFieldContainer[float]
+    cached_prompt_tokens: int
+    def __init__(self, token_ids: _Optional[_Iterable[int]] = ..., text: _Optional[str] = ..., prompt_tokens: _Optional[int] = ..., finish_reason: _Optional[str] = ..., logprobs: _Optional[_Iterable[float]] = ..., cached_prompt_tokens: _Optional[int] = ...) -> None: ...
 
 class AbortRequest(_message.Message):
     __slots__ = ("request_id",)

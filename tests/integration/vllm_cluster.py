@@ -16,7 +16,7 @@ from typing import IO
 
 import grpc
 
-from edgellm.engine.backend import Backend, MemberSpec
+from edgellm.engine.backend import Backend, KvSharing, MemberSpec
 from edgellm.engine.registry import load_backend
 from edgellm.wire import backend_pb2 as pb
 from edgellm.wire import backend_pb2_grpc
@@ -59,7 +59,9 @@ def worker_address(index: int) -> str:
 
 
 @contextlib.contextmanager
-def cluster(devices: Sequence[int], model: Path, *, threads: int = 1) -> Iterator[Cluster]:
+def cluster(
+    devices: Sequence[int], model: Path, *, threads: int = 1, kv: KvSharing | None = None
+) -> Iterator[Cluster]:
     """A head, and one worker for each number of CPU ranks in `devices`; all gone at the end. `model` is a directory."""
     backend = load_backend("vllm")
     token = secrets.token_hex(16)
@@ -85,6 +87,7 @@ def cluster(devices: Sequence[int], model: Path, *, threads: int = 1) -> Iterato
                 socket_path=str(directory / "engine.sock"),
                 model_path=MODEL_PATH,
                 stage_index=index - 1,
+                kv=kv,
             )
             running.members.append(_start(stack, backend, member, namespace, directory, index, model))
         running.channel = stack.enter_context(grpc.insecure_channel(f"unix:{directory}/engine.sock"))
