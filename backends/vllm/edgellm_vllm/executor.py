@@ -59,9 +59,11 @@ class PlacedRayExecutor(RayExecutorV2):
     def execute_model(self, scheduler_output: SchedulerOutput, non_block: bool = False) -> Any:
         """As the base class; the ranks sample at once where they can, and `sample_tokens` then has that result."""
         whole = not (self._constrained.any_in(scheduler_output) or self._multimodal)
-        if not non_block or not whole or self.kv_output_aggregator or self.ec_output_aggregator:
+        if not non_block or not whole or self.ec_output_aggregator:
             return super().execute_model(scheduler_output, non_block)
-        if says_nothing(scheduler_output):
+        # Ranks that share their KV cache tell with each step which loads are done, so one that has nothing else to say is
+        # left out only while another will bring that.
+        if says_nothing(scheduler_output) and (self.kv_output_aggregator is None or self.futures_queue):
             return _done(EMPTY_MODEL_RUNNER_OUTPUT)
         step = self.collective_rpc(
             "edgellm_step",
@@ -69,6 +71,7 @@ class PlacedRayExecutor(RayExecutorV2):
             unique_reply_rank=self.output_rank,
             non_block=True,
             timeout=envs.VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS,
+            kv_output_aggregator=self.kv_output_aggregator,
         )
         if not scheduler_output.total_num_scheduled_tokens:
             return step

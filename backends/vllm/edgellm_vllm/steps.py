@@ -20,10 +20,19 @@ def says_nothing(step: SchedulerOutput) -> bool:
         return False
     nothing = type(step).make_empty()
     for name, value in vars(step).items():
+        if name == "kv_connector_metadata" and _moves_nothing(value):
+            continue
         # Empty collections in place of None and the other way round mean the same.
         if value != getattr(nothing, name) and (value or getattr(nothing, name)):
             return False
     return True
+
+
+def _moves_nothing(metadata: Any) -> bool:
+    """Whether LMCache's connector has neither loads nor stores to begin; one of another kind is believed to have some."""
+    return metadata is None or not (
+        getattr(metadata, "requests", True) or getattr(metadata, "need_flush_before_forward", True)
+    )
 
 
 class Constrained:
