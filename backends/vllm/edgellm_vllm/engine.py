@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgellm.wire import backend_pb2 as pb
 from edgellm_vllm.imports import without_garbage_collection
+from edgellm_vllm.kv.sharing import silent_members, transfer_options
 from edgellm_vllm.placement import RankPlacement, difference, planned_placement
 from edgellm_vllm.progress import Kind, ProgressListener
 from edgellm_vllm.prompts import answer_tokens, check_sampling, prompt_token_ids
@@ -46,7 +47,11 @@ def import_vllm() -> None:
         import vllm.v1.engine.core  # noqa: F401
 
         import edgellm_vllm.executor
-        import edgellm_vllm.models  # noqa: F401
+        import edgellm_vllm.models
+        from edgellm_vllm.kv.settings import may_share
+
+        if may_share(os.environ):
+            import edgellm_vllm.kv.connector  # noqa: F401
 
 
 class Engine:
@@ -57,6 +62,7 @@ class Engine:
         self.lost = False
         """Whether a rank's process has died: the engine will never answer again."""
         self.max_model_len: int = llm.model_config.max_model_len
+        self.shares_kv: bool = llm.vllm_config.kv_transfer_config is not None
         cache = llm.vllm_config.cache_config
         self.kv_cache_tokens: int = (cache.num_gpu_blocks or 0) * cache.block_size
 
@@ -93,6 +99,7 @@ class Engine:
             seed=sampling.seed if sampling.HasField("seed") else None,
             stop=list(sampling.stop) or None,
             ignore_eos=sampling.ignore_eos,
+            logprobs=0 if sampling.logprobs else None,
             output_kind=RequestOutputKind.DELTA,
         )
         outputs = self._llm.generate(TokensPrompt(prompt_token_ids=ids), params, request.request_id)
@@ -105,6 +112,11 @@ class Engine:
                         text=answer.text,
                         prompt_tokens=len(ids),
                         finish_reason=answer.finish_reason or "",
+                        cached_prompt_tokens=output.num_cached_tokens or 0,
+                        logprobs=[
+                            chosen[token].logprob
+                            for token, chosen in zip(answer.token_ids, answer.logprobs or (), strict=False)
+                        ],
                     )
         except EngineDeadError as error:
             raise RankLost from error
@@ -138,8 +150,9 @@ async def load(
             engine.lose()
 
     progress.heard = heard
+    sharing = await _sharing_members(request, phase) if request.share_kv else []
     try:
-        llm = await asyncio.to_thread(_build, request, [rank.address for rank in planned])
+        llm = await asyncio.to_thread(_build, request, [rank.address for rank in planned], sharing)
     except Exception as error:
         await asyncio.sleep(0)  # the engine core's own account may still lie in the socket
         raise LoadError(causes[0] if causes else f"{type(error).__name__}: {error}") from error
@@ -152,7 +165,20 @@ async def load(
     return engine, real
 
 
-def _build(request: pb.LoadRequest, addresses: list[str]) -> AsyncLLM:
+async def _sharing_members(request: pb.LoadRequest, phase: PhaseSink) -> list[str]:
+    """The stages' members, when all of them can share their KV cache; else nobody shares, and a phase says why."""
+    members = [stage.address for stage in request.stages]
+    if len(set(members)) != len(members):
+        phase("kv sharing", "off: a member runs several stages, and its LMCache server would mix them up")
+        return []
+    if silent := await asyncio.to_thread(silent_members, members):
+        phase("kv sharing", f"off: no LMCache server answers on {', '.join(silent)}")
+        return []
+    phase("kv sharing", f"LMCache answers on {', '.join(members)}")
+    return members
+
+
+def _build(request: pb.LoadRequest, addresses: list[str], sharing: list[str]) -> AsyncLLM:
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.platforms import current_platform
     from vllm.v1.engine.async_llm import AsyncLLM
@@ -171,6 +197,10 @@ def _build(request: pb.LoadRequest, addresses: list[str]) -> AsyncLLM:
             options["gpu_memory_utilization"] = _LEAST_GPU_SHARE
     if request.gpu_memory_utilization:
         options["gpu_memory_utilization"] = request.gpu_memory_utilization
+    if sharing:
+        from vllm.config import KVTransferConfig
+
+        options["kv_transfer_config"] = KVTransferConfig(**transfer_options(sharing))
     if request.max_model_len:
         options["max_model_len"] = request.max_model_len
     if current_platform.is_cpu():

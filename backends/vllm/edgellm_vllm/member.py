@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
+import os
 import signal
 import sys
+import tempfile
+from collections.abc import AsyncIterator
 
 from edgellm_vllm.events import EventStream
+from edgellm_vllm.kv.server import kv_server
+from edgellm_vllm.kv.settings import profiles_variable, settings_from
 from edgellm_vllm.ray_node import ray_node, wait_until_answers, worker_arguments
 
 # The head's Ray takes 2 to 5 s; the rest is for a requester on a slow machine or a slow link.
@@ -19,9 +25,12 @@ class JoinError(Exception):
     """The cluster could not be joined, or fell apart; the text is for the host's log and the requester."""
 
 
-async def _join(address: str, head: str, devices: int, events: EventStream) -> None:
+async def _join(address: str, head: str, devices: int, device_kind: str, events: EventStream) -> None:
     head_address, _, port = head.rpartition(":")
-    async with ray_node(worker_arguments(address, head, devices)) as node:
+    async with (
+        _kv_sharing(address, device_kind),
+        ray_node(worker_arguments(address, head, devices)) as node,
+    ):
         events.phase("head", f"wait for {head}")
         try:
             await wait_until_answers(head_address, int(port), _HEAD_TIMEOUT_S)
@@ -40,8 +49,25 @@ async def _join(address: str, head: str, devices: int, events: EventStream) -> N
         raise JoinError(f"Ray ended with status {await ended}")
 
 
+@contextlib.asynccontextmanager
+async def _kv_sharing(address: str, device_kind: str) -> AsyncIterator[None]:
+    """LMCache's server for this cell's ranks, where the cluster shares its KV cache."""
+    if settings_from(os.environ) is None:
+        yield
+        return
+    with tempfile.TemporaryDirectory(prefix="edgellm-kv-") as profiles:
+        # For the server, and through Ray for the ranks.
+        os.environ.update(profiles_variable(profiles))
+        settings = settings_from(os.environ)
+        assert settings is not None
+        async with kv_server(address, settings, device_kind):
+            yield
+
+
 async def _run(options: argparse.Namespace, events: EventStream) -> int:
-    task = asyncio.create_task(_join(options.address, options.head, options.devices, events))
+    task = asyncio.create_task(
+        _join(options.address, options.head, options.devices, options.device_kind, events)
+    )
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, task.cancel)
@@ -60,6 +86,7 @@ def main() -> int:
     parser.add_argument("--address", required=True, help="own IP address in the cluster")
     parser.add_argument("--head", required=True, help="ADDRESS:PORT of the head's Ray")
     parser.add_argument("--devices", required=True, type=int, help="number of devices lent")
+    parser.add_argument("--device-kind", default="cpu", help="what they are: cpu or cuda")
     return asyncio.run(_run(parser.parse_args(), EventStream()))
 
 

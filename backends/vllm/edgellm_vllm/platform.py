@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from typing import TYPE_CHECKING
 
 from vllm.platforms.cpu import CpuPlatform
@@ -26,6 +27,17 @@ class RayCpuPlatform(CpuPlatform):
         # vLLM asks for "spawn" because its CPU workers use OpenMP; the engine core of a head has no worker in it, and
         # spawned it would import for ten seconds what the head has imported already.
         os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "fork"
+
+    @classmethod
+    def register_triton_kernel_overrides(cls) -> None:
+        """As the base class, which looks at every attribute of every module and stumbles over llvmlite's library."""
+        # LMCache imports it, and ranks import LMCache's connector ahead of time.
+        hidden = sys.modules.pop("llvmlite.binding.ffi", None)
+        try:
+            super().register_triton_kernel_overrides()
+        finally:
+            if hidden is not None:
+                sys.modules["llvmlite.binding.ffi"] = hidden
 
     @classmethod
     def get_device_communicator_cls(cls) -> str:

@@ -13,13 +13,16 @@ def _import_rank_modules() -> None:
     from vllm.utils.import_utils import resolve_obj_by_qualname
 
     import edgellm_vllm.placement
+    from edgellm_vllm.kv.settings import may_share
     from edgellm_vllm.models import import_model_class
 
     if current_platform.is_cpu():
-        import edgellm_vllm.worker  # noqa: F401
+        import edgellm_vllm.worker
     else:
         import vllm.v1.worker.gpu_worker  # noqa: F401
     resolve_obj_by_qualname(current_platform.get_device_communicator_cls())
+    if may_share(os.environ):
+        import edgellm_vllm.kv.connector  # noqa: F401
     if model_path := os.environ.get("EDGELLM_VLLM_MODEL"):
         import_model_class(model_path)
 

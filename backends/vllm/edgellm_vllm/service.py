@@ -136,6 +136,7 @@ class BackendService(backend_pb2_grpc.BackendServicer):
                 for rank in ranks
             ],
             kv_cache_tokens=self._engine.kv_cache_tokens,
+            shares_kv=self._engine.shares_kv,
         )
 
 
