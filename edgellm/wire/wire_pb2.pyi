@@ -361,6 +361,14 @@ class KvRecord(_message.Message):
     holder: int
     def __init__(self, name: _Optional[bytes] = ..., region: _Optional[_Union[KvRegion, _Mapping]] = ..., digests: _Optional[bytes] = ..., size_bytes: _Optional[int] = ..., expires_unix_s: _Optional[int] = ..., holder: _Optional[int] = ...) -> None: ...
 
+class KvBatch(_message.Message):
+    __slots__ = ("scope_id", "records")
+    SCOPE_ID_FIELD_NUMBER: _ClassVar[int]
+    RECORDS_FIELD_NUMBER: _ClassVar[int]
+    scope_id: bytes
+    records: _containers.RepeatedCompositeFieldContainer[KvRecord]
+    def __init__(self, scope_id: _Optional[bytes] = ..., records: _Optional[_Iterable[_Union[KvRecord, _Mapping]]] = ...) -> None: ...
+
 class KvHolder(_message.Message):
     __slots__ = ("peer", "addresses")
     PEER_FIELD_NUMBER: _ClassVar[int]
