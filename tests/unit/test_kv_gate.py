@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -80,8 +81,8 @@ def test_a_link_that_is_somewhat_slower_than_measured_costs_at_most_a_twentieth(
     if verdict.chunks == 0:
         return
     compute_s = verdict.chunks * TOKENS / prefill
-    assert verdict.compute_s == compute_s
-    assert verdict.fetch_s <= (1 - LEAST_SAVING) * compute_s
+    assert verdict.compute_s == pytest.approx(compute_s)
+    assert verdict.fetch_s <= (1 - LEAST_SAVING) * compute_s * 1.000001
     fetch_s = rtt + sum(sizes[: verdict.chunks]) / throughput
     # Up to 30 % slower than measured still holds the bound.
     if really <= 1.3:
