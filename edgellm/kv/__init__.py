@@ -8,8 +8,17 @@ seal        encryption bound to what a piece is
 records     who holds a piece in which blocks: signed, expiring
 gate        fetch or recompute
 index       the records that a node knows
-service     what a cell asks its node (`proto/blocks.proto`)
+figures     what sharing did, in numbers
+distrust    holders that are avoided for a while
+holdings    what a node has: blocks, records, links to others
+providers   who has anything of a scope that several requesters share (DHT)
 exchange    what nodes ask each other about pieces (`/edgellm/kv/1`)
+announcer   tells the tracker, in batches, in the background
+sharing     what one lease may do: find, fetch, store, report
+service     the same for its cell (`proto/blocks.proto`)
+node        all of it, for a host
+tracker     a requester's part: the records of its scopes
 
+Calls go service -> sharing -> holdings -> index, `edgellm.blocks`; and sharing -> exchange -> another node's tracker or node.
 `region`, `namespace`, `scope`, `names`, `seal` are imported by cells too: nothing in them needs a node.
 """

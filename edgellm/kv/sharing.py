@@ -1,0 +1,481 @@
+"""What one member of a cluster does with KV pieces: finds, fetches, keeps and reports them. All of it bounded and timed.
+
+One `Sharing` for each lease that shares. It sees names, regions and ciphertext, never keys. What cannot be had is a miss.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict, deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TypeVar
+
+import structlog
+import trio
+
+from edgellm.blocks.cid import Cid
+from edgellm.blocks.store import MAX_BLOCK_BYTES
+from edgellm.errors import BlockMissing, EdgeError, NetworkError
+from edgellm.kv.announcer import Announcer
+from edgellm.kv.exchange import Known, Use, announce, ask_find
+from edgellm.kv.holdings import Holdings
+from edgellm.kv.records import Record, seal_batch
+from edgellm.kv.region import Region, cover
+from edgellm.p2p.network import PeerAddress
+from edgellm.types.plan import KvSharing
+
+log = structlog.get_logger(__name__)
+
+FIND_S = 1.8
+"""Under the cell's own patience (2 s), so that it hears what is known by then."""
+TRACKER_S = 1.5
+FETCH_S = 10.0
+MAX_PIECE_BYTES = 64 << 20
+RECORD_LIFETIME_S = 7 * 86400.0
+MAX_REMEMBERED = 16_384
+"""Pieces found or fetched lately, of one lease."""
+DISTRUST_S = 600.0
+"""How long a holder is avoided whose piece did not open."""
+UNREACHABLE_S = 20.0
+"""How long a peer is avoided that did not answer."""
+PUT_BYTES = 8 << 20
+"""Kept at once: what a piece takes of this node's memory on its way to the disk."""
+FETCH_BLOCKS = 8
+"""Asked of a holder at once, for the same reason."""
+PUT_BEHIND = 8
+"""Fetches of so many blocks that may wait for the disk; what is more is not kept here."""
+REPEATED = 2048
+"""Own records that a new tracker is told: one of the same scope may never have heard of them."""
+
+LEAST_RUN_S = 0.5
+"""What the fetch of a run of chunks has at least, however little was predicted: machines stall."""
+SAMPLE_BYTES = 2 << 20
+"""Fetched of a holder to measure the way to it."""
+MAX_SAMPLED = 8
+"""Holders that are measured when a lease begins."""
+SAMPLE_S = 10.0
+
+_Key = tuple[bytes, Region]
+_V = TypeVar("_V")
+
+
+class Outcome(StrEnum):
+    """What a cell says of a piece that it fetched."""
+
+    USED = "used"
+    NOT_AUTHENTIC = "not authentic"
+    WRONG_SIZE = "wrong size"
+    NOT_FINITE = "not finite"
+    LATE = "late"
+
+
+@dataclass(frozen=True, slots=True)
+class FoundPiece:
+    region: Region
+    size_bytes: int
+    holder: str
+    """Empty: this node."""
+
+
+@dataclass
+class Run:
+    """Chunks that were found together, and how long fetching them may take from its beginning on."""
+
+    timeout_s: float
+    begun: float | None = None
+
+    def deadline(self, now: float) -> float:
+        self.begun = self.begun or now
+        return self.begun + self.timeout_s
+
+
+@dataclass(frozen=True, slots=True)
+class _Choice:
+    """Records of one piece, the best first."""
+
+    records: tuple[Record, ...]
+    run: Run
+
+
+class Sharing:
+    """What a cell may ask of its node (`edgellm.kv.service`). Made by `edgellm.kv.node.KvNode.share`."""
+
+    def __init__(self, node: Holdings, kv: KvSharing, *, most_stored_bytes: int) -> None:
+        self._node = node
+        self._kv = kv
+        self._scope = kv.scope_id
+        self._left_bytes = most_stored_bytes
+        self._tracker = PeerAddress(kv.tracker, kv.tracker_addresses)
+        self._announcer: Announcer[Record | Use] = Announcer(self._tell, self._lost)
+        self._addresses: dict[str, tuple[str, ...]] = {}
+        self._found: OrderedDict[_Key, _Choice] = OrderedDict()
+        self._fetched: OrderedDict[_Key, tuple[Record, float]] = OrderedDict()
+        self._storing = 0
+        self._put_later, self._to_put = trio.open_memory_channel[list[bytes]](PUT_BEHIND)
+
+    @property
+    def tracker(self) -> str:
+        """The peer that may ask to settle."""
+        return self._kv.tracker
+
+    @property
+    def scope(self) -> bytes:
+        return self._scope
+
+    async def run(self) -> None:
+        """Announces, and keeps what was fetched, until it is cancelled."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._announcer.run)
+            nursery.start_soon(self._put_what_came)
+            nursery.start_soon(self._measure)
+            for record in await self._node.index.of_holder(self._scope, self._node.peer, limit=REPEATED):
+                self._announcer.say(record)
+
+    async def find(
+        self, names: Sequence[bytes], region: Region, chunk_tokens: int
+    ) -> tuple[tuple[FoundPiece, ...], ...]:
+        """The pieces of the first chunks, as far as fetching them pays; () after `FIND_S`."""
+        figures = self._node.figures
+        with trio.move_on_after(FIND_S):
+            known = await self._known(names, region)
+            run = Run(FETCH_S)
+            there = self._covered(names, region, known, run)
+            verdict = self._node.gate(there, chunk_tokens, self._kv.prefill_tok_s)
+            run.timeout_s = min(FETCH_S, max(verdict.timeout_s, LEAST_RUN_S))
+            worth = verdict.chunks
+            figures.add("found_chunks", worth)
+            figures.add("declined_chunks", len(there) - worth)
+            figures.add("missed_chunks", len(names) - len(there))
+            return tuple(
+                tuple(
+                    FoundPiece(record.region, record.size_bytes, self._said(record.holder))
+                    for record in chunk
+                )
+                for chunk in there[:worth]
+            )
+        figures.add("late")
+        return ()
+
+    async def fetch(self, name: bytes, region: Region, timeout_s: float) -> Fetching:
+        """A piece that was found, its first blocks there already. Raises BlockMissing."""
+        choice = self._found.get((name, region))
+        if choice is None:
+            known = await self._known([name], region)
+            same = tuple(record for record in known.get(name, ()) if record.region == region)
+            choice = _Choice(same, Run(FETCH_S))
+        now = trio.current_time()
+        for record in choice.records:
+            deadline = now + min(timeout_s, FETCH_S)
+            if record.holder != self._node.peer:
+                deadline = min(deadline, choice.run.deadline(now))
+            if trio.current_time() >= deadline or self._avoided(record.holder):
+                continue
+            fetching = Fetching(self, record, deadline)
+            try:
+                await fetching.begin()
+            except EdgeError as error:
+                log.info("a KV piece could not be fetched", holder=record.holder, error=str(error))
+                continue
+            return fetching
+        self._node.figures.add("fetch_failures")
+        raise BlockMissing("nobody has this piece any more")
+
+    async def store(self, name: bytes, region: Region) -> Storing | None:
+        """Takes a piece in; None where nothing is kept."""
+        if self._node.store is None or self._left_bytes <= 0:
+            self._node.figures.add("refused_stores")
+            return None
+        own = await self._node.index.find(self._scope, [name], holder=self._node.peer)
+        there = any(
+            [record.region == region and await self._node.has(record) for record in own.get(name, ())]
+        )
+        return Storing(self, name, region, is_there=there)
+
+    async def report(self, name: bytes, region: Region, holder: str, outcome: Outcome, tokens: int) -> None:
+        """Notes what became of a piece: its holder is avoided where it was not what it should be."""
+        record, seconds = self._fetched.pop((name, region), (None, 0.0))
+        if record is None or self._said(record.holder) != holder:
+            return  # nothing of the kind came through here
+        figures = self._node.figures
+        figures.add("seconds_fetching", seconds)
+        if outcome is Outcome.USED:
+            figures.add("used_pieces")
+            figures.add("used_tokens", tokens)
+            if self._kv.prefill_tok_s:
+                figures.add("seconds_saved", tokens / self._kv.prefill_tok_s)
+            if record.holder != self._node.peer and await self._node.has(record):
+                await self._own(record.name, record.region, record.cids, record.size_bytes)
+        elif outcome is Outcome.LATE:
+            figures.add("late")
+        else:
+            figures.add("verify_failures")
+            log.warning("a KV piece was not what it should be", holder=record.holder, outcome=outcome.value)
+            self._avoid(record.holder, DISTRUST_S)
+            self._found.pop((name, region), None)
+            await self._node.index.forget(record)
+        self._announcer.say(Use(name, region, record.holder, outcome.value, tokens, record.size_bytes))
+
+    async def settle(self) -> None:
+        """Returns once the tracker was told all that there is to tell."""
+        while self._storing:
+            await trio.sleep(0.02)
+        await self._announcer.settle()
+
+    async def _known(self, names: Sequence[bytes], region: Region) -> Mapping[bytes, tuple[Record, ...]]:
+        """Own records first; what these do not cover is asked of the others."""
+        own = await self._node.own_records(self._scope, names)
+        regions = {name: [record.region for record in records] for name, records in own.items()}
+        missing = [name for name in names if cover(region, regions.get(name, [])) is None]
+        if not missing:
+            return own
+        known = dict(own)
+        for answer in await self._ask(missing, region):
+            for holder in answer.holders:
+                self._addresses[holder.peer] = holder.addresses
+            for record in answer.records:
+                if record.holder != self._node.peer:
+                    known[record.name] = (*known.get(record.name, ()), record)
+        return known
+
+    async def _ask(self, names: Sequence[bytes], region: Region) -> list[Known]:
+        """What the tracker knows, and, in a scope of several requesters, those who said that they have something of it."""
+        whom = [self._tracker, *self._node.providers.of(self._scope)]
+        answers: list[Known] = []
+
+        async def ask(peer: PeerAddress) -> None:
+            try:
+                answers.append(
+                    await ask_find(self._node.network, peer, self._scope, names, region, timeout_s=TRACKER_S)
+                )
+            except NetworkError as error:
+                log.info("a peer did not say which KV pieces it knows of", peer=peer.peer, error=str(error))
+                self._avoid(peer.peer, UNREACHABLE_S)
+
+        async with trio.open_nursery() as nursery:
+            for peer in {peer.peer: peer for peer in whom}.values():
+                if peer.peer != self._node.peer and not self._avoided(peer.peer):
+                    nursery.start_soon(ask, peer)
+        return answers
+
+    def _covered(
+        self, names: Sequence[bytes], region: Region, known: Mapping[bytes, tuple[Record, ...]], run: Run
+    ) -> list[tuple[Record, ...]]:
+        """For each of the first chunks the records of pieces that make up `region`, each from the best holder."""
+        there = []
+        for name in names:
+            choices: dict[Region, list[Record]] = {}
+            for record in known.get(name, ()):
+                if not self._avoided(record.holder) and record.size_bytes <= MAX_PIECE_BYTES:
+                    choices.setdefault(record.region, []).append(record)
+            used = cover(region, list(choices))
+            if used is None:
+                break
+            best = []
+            for piece in used:
+                ordered = tuple(sorted(choices[piece], key=self._node.cost_s))
+                _remember(self._found, (name, piece), _Choice(ordered, run))
+                best.append(ordered[0])
+            there.append(tuple(best))
+        return there
+
+    async def _blocks(self, record: Record, cids: Sequence[Cid], timeout_s: float) -> list[bytes]:
+        """Some blocks of a piece, which match their CIDs. Raises BlockMissing, NetworkError."""
+        if record.holder == self._node.peer:
+            blocks = await self._node.own_blocks(record, cids)
+            self._node.figures.add("bytes_local", sum(map(len, blocks)))
+            return blocks
+        whom = PeerAddress(record.holder, self._addresses.get(record.holder, ()))
+        try:
+            blocks = await self._node.fetcher.fetch(cids, [whom], timeout_s=timeout_s)
+        except EdgeError:
+            self._avoid(record.holder, UNREACHABLE_S)
+            raise
+        self._node.figures.add("bytes_in", sum(map(len, blocks)))
+        try:
+            self._put_later.send_nowait(blocks)
+        except trio.WouldBlock:
+            log.debug("fetched KV blocks are not kept: the disk is behind")
+        return blocks
+
+    async def _measure(self) -> None:
+        """Fetches a little of each holder that nothing is known of, while the engine still loads.
+
+        Otherwise the first prompt would have to try, and the gate lets it risk next to nothing.
+        """
+        with trio.move_on_after(SAMPLE_S):
+            try:
+                known = await ask_find(
+                    self._node.network, self._tracker, self._scope, [], None, timeout_s=TRACKER_S
+                )
+            except NetworkError as error:
+                log.info("a tracker does not say who holds KV pieces", error=str(error))
+                return
+            for holder in known.holders:
+                self._addresses[holder.peer] = holder.addresses
+            async with trio.open_nursery() as nursery:
+                for record in known.records[:MAX_SAMPLED]:
+                    if self._node.cost_s(record) == math.inf:
+                        nursery.start_soon(self._sample, record)
+
+    async def _sample(self, record: Record) -> None:
+        try:
+            await self._blocks(record, record.cids[: SAMPLE_BYTES // MAX_BLOCK_BYTES], SAMPLE_S)
+        except EdgeError as error:
+            log.info("a holder of KV pieces does not deliver", holder=record.holder, error=str(error))
+
+    async def _put_what_came(self) -> None:
+        async for blocks in self._to_put:
+            if self._node.store is not None and self._take(sum(map(len, blocks))):
+                try:
+                    await self._node.store.put(blocks)
+                except (EdgeError, OSError) as error:
+                    log.info("fetched KV blocks are not kept", error=str(error))
+
+    def _take(self, size_bytes: int) -> bool:
+        """Whether so much more of this lease may be kept; counts it."""
+        if size_bytes > self._left_bytes:
+            return False
+        self._left_bytes -= size_bytes
+        return True
+
+    async def _own(self, name: bytes, region: Region, cids: tuple[Cid, ...], size_bytes: int) -> None:
+        """This node holds a piece from now on, and says so."""
+        record = Record(
+            scope=self._scope,
+            name=name,
+            region=region,
+            cids=cids,
+            size_bytes=size_bytes,
+            holder=self._node.peer,
+            expires_at=self._node.now() + RECORD_LIFETIME_S,
+        )
+        await self._node.index.put([record])
+        if self._kv.scope != "session":
+            self._node.providers.have(self._scope)
+        self._announcer.say(record)
+
+    async def _tell(self, items: Sequence[Record | Use]) -> None:
+        records = [item for item in items if isinstance(item, Record)]
+        uses = [item for item in items if isinstance(item, Use)]
+        batch = seal_batch(records, self._node.network.identity) if records else b""
+        addresses = self._node.addresses
+        await announce(self._node.network, self._tracker, self._scope, batch, addresses, uses)
+        self._node.figures.add("announced", len(records))
+
+    def _lost(self, count: int) -> None:
+        self._node.figures.add("lost_announcements", count)
+
+    def _said(self, holder: str) -> str:
+        return "" if holder == self._node.peer else holder
+
+    def _avoid(self, holder: str, seconds: float) -> None:
+        self._node.distrust.avoid(self._scope, holder, trio.current_time() + seconds)
+
+    def _avoided(self, holder: str) -> bool:
+        return self._node.distrust.avoided(self._scope, holder, trio.current_time())
+
+
+class Fetching:
+    """A piece on its way, a few blocks at a time."""
+
+    def __init__(self, sharing: Sharing, record: Record, deadline: float) -> None:
+        self._sharing = sharing
+        self._record = record
+        self._deadline = deadline
+        self._begun = trio.current_time()
+        self._cids = deque(record.cids)
+        self._blocks: deque[bytes] = deque()
+
+    @property
+    def holder(self) -> str:
+        """Who sends it; empty: this node."""
+        return self._sharing._said(self._record.holder)
+
+    async def begin(self) -> None:
+        """Raises BlockMissing, NetworkError."""
+        await self._more()
+
+    async def next(self) -> bytes:
+        """The next block, b"" after the last. Raises BlockMissing when it does not come by the deadline."""
+        if not self._blocks and self._cids:
+            try:
+                await self._more()
+            except EdgeError:
+                self._sharing._node.figures.add("fetch_failures")
+                raise
+        if self._blocks:
+            return self._blocks.popleft()
+        took_s = trio.current_time() - self._begun
+        key = (self._record.name, self._record.region)
+        _remember(self._sharing._fetched, key, (self._record, took_s))
+        return b""
+
+    async def _more(self) -> None:
+        wanted = [self._cids.popleft() for _ in range(min(FETCH_BLOCKS, len(self._cids)))]
+        left_s = self._deadline - trio.current_time()
+        with trio.move_on_after(left_s):
+            self._blocks.extend(await self._sharing._blocks(self._record, wanted, left_s))
+            return
+        self._sharing._avoid(self._record.holder, UNREACHABLE_S)
+        raise BlockMissing(f"peer {self._record.holder} did not send a piece in time")
+
+
+class Storing:
+    """A piece on its way into the store."""
+
+    def __init__(self, sharing: Sharing, name: bytes, region: Region, *, is_there: bool) -> None:
+        self._sharing = sharing
+        self._name = name
+        self._region = region
+        self._rest = bytearray()
+        self._size_bytes = 0
+        self._cids: list[Cid] = []
+        sharing._storing += 1
+        self.is_there = is_there
+        """It need not come: it stays as it is."""
+
+    async def add(self, data: bytes) -> bool:
+        """Takes the next bytes; False where the piece cannot be kept."""
+        self._rest += data
+        self._size_bytes += len(data)
+        if self._size_bytes > MAX_PIECE_BYTES or not self._sharing._take(len(data)):
+            self._sharing._node.figures.add("refused_stores")
+            return False
+        return len(self._rest) < PUT_BYTES or await self._put(
+            len(self._rest) // MAX_BLOCK_BYTES * MAX_BLOCK_BYTES
+        )
+
+    async def finish(self) -> bool:
+        """Whether all of it is kept; then it is announced."""
+        if not self._size_bytes or not await self._put(len(self._rest)):
+            return False
+        self._sharing._node.figures.add("bytes_stored", self._size_bytes)
+        await self._sharing._own(self._name, self._region, tuple(self._cids), self._size_bytes)
+        return True
+
+    async def close(self) -> None:
+        """Ends it, whatever became of it; to be called once."""
+        self._sharing._storing -= 1
+
+    async def _put(self, size_bytes: int) -> bool:
+        store = self._sharing._node.store
+        assert store is not None
+        starts = range(0, size_bytes, MAX_BLOCK_BYTES)
+        blocks = [bytes(self._rest[start : min(start + MAX_BLOCK_BYTES, size_bytes)]) for start in starts]
+        del self._rest[:size_bytes]
+        try:
+            self._cids += await store.put(blocks)
+        except (EdgeError, OSError) as error:
+            log.info("a KV piece is not kept", error=str(error))
+            self._sharing._node.figures.add("refused_stores")
+            return False
+        return True
+
+
+def _remember(table: OrderedDict[_Key, _V], key: _Key, value: _V) -> None:
+    table[key] = value
+    table.move_to_end(key)
+    while len(table) > MAX_REMEMBERED:
+        table.popitem(last=False)
