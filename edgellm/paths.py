@@ -32,6 +32,11 @@ class Paths:
         return self.state / "identity.key"
 
     @property
+    def kv(self) -> Path:
+        """Blocks, and records of who holds what."""
+        return self.cache / "kv"
+
+    @property
     def sessions(self) -> Path:
         return self.runtime / "s"
 

@@ -18,6 +18,36 @@ class Isolation(StrEnum):
     NONE = "none"
 
 
+class KvScope(StrEnum):
+    SESSION = "session"
+    SWARM = "swarm"
+    PUBLIC = "public"
+
+
+KV_SHARE = False
+"""Whether clusters share their KV cache where nothing is said."""
+
+KvShare = Annotated[
+    bool,
+    typer.Option(
+        "--kv-share/--no-kv-share",
+        help="Keep what was computed of prompts on the hosts, encrypted, so that it need not be computed twice.",
+    ),
+]
+KvScopeOption = Annotated[
+    KvScope,
+    typer.Option(
+        "--kv-scope",
+        help="Who can read that. session: you alone. swarm: who has the swarm's secret. public: everybody.",
+    ),
+]
+
+
+def kv_scope(share: bool, scope: KvScope) -> str | None:
+    """The scope as requesters take it; None: nothing is shared."""
+    return scope.value if share else None
+
+
 Bootstrap = Annotated[
     list[str] | None,
     typer.Option(

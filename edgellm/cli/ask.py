@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
 
 from edgellm.cli import _options as options
-from edgellm.cli._bringup import AnswerClock, BringUpView, Hop, summary
+from edgellm.cli._bringup import AnswerClock, BringUpView, Hop, peer_name, reuse, summary
 from edgellm.cli._output import errors, say, write_answer
 from edgellm.errors import UsageError
 from edgellm.types.request import Message, Piece, Question, Sampling
@@ -18,6 +19,7 @@ from edgellm.types.request import Message, Piece, Question, Sampling
 if TYPE_CHECKING:
     from edgellm.cluster.head import Progress
     from edgellm.requester.ask import OpenedCluster
+    from edgellm.wire import session_pb2
 
 
 def ask(
@@ -49,6 +51,8 @@ def ask(
     context: options.Context = None,
     network: options.Network = options.Fabric.OVERLAY,
     isolation: options.IsolationOption = options.Isolation.BWRAP,
+    kv_share: options.KvShare = options.KV_SHARE,
+    kv_scope: options.KvScopeOption = options.KvScope.SESSION,
     bootstrap: options.Bootstrap = None,
     mdns: options.Mdns = False,
     as_json: options.Json = False,
@@ -91,7 +95,10 @@ def ask(
     paths = default_paths()
     wanted = Wanted(tp, pp, tuple(peers or ()), network.value, context)
     options_ = RequesterOptions(
-        require_bootstrap(bootstrap or (), paths.state, mdns=mdns), mdns, isolation.value
+        require_bootstrap(bootstrap or (), paths.state, mdns=mdns),
+        mdns,
+        isolation.value,
+        kv_scope=options.kv_scope(kv_share, kv_scope),
     )
 
     async def work() -> None:
@@ -135,6 +142,8 @@ class _Show:
         self._text: list[str] = []
         self._token_ids: list[int] = []
         self._prompt_tokens = 0
+        self._cached_prompt_tokens = 0
+        self._kv_tokens: Mapping[str, int] = {}
         self._finish_reason = ""
 
     def progress(self, progress: Progress) -> None:
@@ -142,6 +151,8 @@ class _Show:
 
     def ready(self, opened: OpenedCluster) -> None:
         stages = opened.cluster.stages
+        if opened.kv is not None:
+            self.kv_from(opened.kv.tokens)
         self.route(
             tuple(Hop(stage.name, stage.peer, stage.first_layer, stage.end_layer) for stage in stages.stages),
             bring_up_s=self.view.elapsed_s,
@@ -155,9 +166,14 @@ class _Show:
         self._route, self._bring_up_s = route, bring_up_s
         self._clock = AnswerClock()
 
+    def kv_from(self, tokens: Mapping[str, int]) -> None:
+        """Prompt tokens by the peer whose KV blocks brought them; read at the end."""
+        self._kv_tokens = tokens
+
     def piece(self, piece: Piece) -> None:
         self._clock.count(len(piece.token_ids))
         self._prompt_tokens = piece.prompt_tokens
+        self._cached_prompt_tokens = max(self._cached_prompt_tokens, piece.cached_prompt_tokens)
         self._finish_reason = piece.finish_reason or self._finish_reason
         self._text.append(piece.text)
         self._token_ids += piece.token_ids
@@ -170,7 +186,9 @@ class _Show:
         elif self._text and not "".join(self._text).endswith("\n"):
             write_answer("\n")
         if not self._quiet:
-            say(f"[dim]{escape(summary(self._clock, self._route, bring_up_s=self._bring_up_s))}[/]")
+            line = summary(self._clock, self._route, bring_up_s=self._bring_up_s)
+            reused = reuse(self._prompt_tokens, self._cached_prompt_tokens, self._kv_tokens, self._route)
+            say(f"[dim]{escape(line + reused)}[/]")
             if self._finish_reason == "length":
                 say("[dim]the answer stopped at its longest; --max-tokens allows more[/]")
 
@@ -179,6 +197,11 @@ class _Show:
             "text": "".join(self._text),
             "token_ids": self._token_ids,
             "prompt_tokens": self._prompt_tokens,
+            "cached_prompt_tokens": self._cached_prompt_tokens,
+            "kv_from": [
+                {"peer": peer, "name": peer_name(peer, self._route), "tokens": tokens}
+                for peer, tokens in self._kv_tokens.items()
+            ],
             "finish_reason": self._finish_reason,
             "ttft_s": self._clock.ttft_s,
             "decode_tok_s": self._clock.decode_tok_s,
@@ -215,4 +238,15 @@ def _ask_session(name: str, question: Question, show: _Show) -> None:
         show.route(route, bring_up_s=None)
     for event in ask_session(registry, name, question_to_wire(question, secrets.token_hex(8))):
         show.piece(piece_from_wire(event))
+    if state.description is not None and state.description.shares_kv:
+        show.kv_from(_kv_since(state.description, session_state(registry, name).description))
     show.end()
+
+
+def _kv_since(before: session_pb2.Description, after: session_pb2.Description | None) -> dict[str, int]:
+    """Tokens by peer, of what a session's cluster used meanwhile: of this question, where it was the only one."""
+    if after is None:
+        return {}
+    then = {holder.peer: holder.tokens for holder in before.kv_holders}
+    since = {holder.peer: holder.tokens - then.get(holder.peer, 0) for holder in after.kv_holders}
+    return {peer: tokens for peer, tokens in since.items() if tokens > 0}

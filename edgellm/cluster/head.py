@@ -19,7 +19,7 @@ from edgellm.errors import CellError, EngineError
 from edgellm.leasing.codec import seal_plan
 from edgellm.leasing.hold import Leases, News
 from edgellm.p2p.network import Network
-from edgellm.types.plan import ClusterPlan, StagePlan
+from edgellm.types.plan import ClusterPlan, KvSharing, StagePlan
 from edgellm.wire import backend_pb2
 
 LOSS_TOLD_S = 1.5
@@ -60,11 +60,13 @@ async def bring_up(
     issued_at: float,
     sequences: int,
     on_progress: Callable[[Progress], None],
+    kv: KvSharing | None = None,
 ) -> AsyncIterator[Cluster]:
     """A loaded cluster over `leases`, whose head runs here; gone when the context ends.
 
-    `model_directory` needs to hold config and tokenizer only. Raises CellError or EngineError when the head fails; the loss of
-    a host comes out of `hold_leases`.
+    `model_directory` needs to hold config and tokenizer only; `kv` says how the members share their KV cache, if they do.
+
+    Raises CellError or EngineError when the head fails; the loss of a host comes out of `hold_leases`.
     """
     with open_door(reachable_hosts(network.addresses)) as door:
         head = HeadDoor(network.peer, door.identity.certificate_der, door.endpoints, _bare(network.addresses))
@@ -80,7 +82,7 @@ async def bring_up(
             for held in leases.held
         ]
         plan = assemble(
-            stages, grants, head, cluster=cluster, token=secrets.token_hex(32), issued_at=issued_at
+            stages, grants, head, cluster=cluster, token=secrets.token_hex(32), issued_at=issued_at, kv=kv
         )
         await leases.commit(seal_plan(plan, network.identity))
         async with (
@@ -172,6 +174,7 @@ def _load_request(
         kv_cache_bytes=plan.kv_cache_bytes,
         max_num_seqs=max(1, sequences),
         served_model_name=stages.request.model,
+        share_kv=plan.kv is not None,
     )
 
 

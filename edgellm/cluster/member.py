@@ -20,14 +20,16 @@ from edgellm.cluster.door import Door
 from edgellm.cluster.scratch import scratch_directory
 from edgellm.cluster.switchboard import Switchboard
 from edgellm.engine.backend import Backend, DeviceKind, MemberSpec, Role
+from edgellm.engine.backend import KvSharing as EngineKvSharing
 from edgellm.overlay.overlay import OverlayMember, OverlaySpec, open_overlay
-from edgellm.types.plan import ClusterPlan, Member
+from edgellm.types.plan import ClusterPlan, KvSharing, Member
 
 log = structlog.get_logger(__name__)
 
 HEAD_PORT = 6379
 """Ray's head; in a cell of its own every port is free."""
 ENGINE_SOCKET = "engine.sock"
+BLOCKS_SOCKET = "blocks.sock"
 
 
 class CellHandle(Protocol):
@@ -48,6 +50,13 @@ class RunningMember:
     """Where the head's engine serves; nothing is there for a worker."""
     model_path: str
     """Where the engine sees the model."""
+
+
+class PieceServer(Protocol):
+    """The part of a node that serves KV pieces to cells (`edgellm.kv.node.KvNode`)."""
+
+    def serve(self, kv: KvSharing, socket: Path) -> AbstractAsyncContextManager[None]:
+        """Serves `proto/blocks.proto` on `socket` while the context lasts. Raises OSError."""
 
 
 class Machine(Protocol):
@@ -71,6 +80,8 @@ class CellMachine:
     """A new directory is made in it for each member."""
     threads: int
     isolation: Isolation = "bwrap"
+    pieces: PieceServer | None = None
+    """None: cells compute everything themselves."""
 
     def open_member(
         self, switchboard: Switchboard, plan: ClusterPlan, own: Member, door: Door, model_directory: Path
@@ -100,6 +111,8 @@ async def _open_member(
                     )
                 )
                 stack.enter_context(switchboard.connect(plan, own.address, overlay))
+            # Before the cell is there, which could put something in the way.
+            await serve_pieces(stack, machine.pieces, plan, own, directory)
             commons = None
             if machine.isolation == "none":
                 commons = stack.enter_context(open_commons(plan.cluster, model_directory))
@@ -109,6 +122,18 @@ async def _open_member(
                 lambda: log.debug("what a cell said", address=own.address, said=cell.stderr_tail())
             )
             yield RunningMember(cell, directory / ENGINE_SOCKET, str(spec.model_path))
+
+
+async def serve_pieces(
+    stack: AsyncExitStack, pieces: PieceServer | None, plan: ClusterPlan, own: Member, directory: Path
+) -> None:
+    """Serves KV pieces in a worker's directory, where its cluster shares and its node does; else the cell finds nobody."""
+    if plan.kv is None or pieces is None or own is plan.head:
+        return
+    try:
+        await stack.enter_async_context(pieces.serve(plan.kv, directory / BLOCKS_SOCKET))
+    except OSError as error:
+        log.warning("a cell shares no KV pieces: its socket cannot be made", error=str(error))
 
 
 def _overlay_spec(plan: ClusterPlan, own: Member) -> OverlaySpec:
@@ -150,6 +175,7 @@ def _cell_spec(
         socket_path=str(inside / ENGINE_SOCKET) if role == "head" else "",
         model_path=str(model_path),
         stage_index=-1 if role == "head" else plan.workers.index(own),
+        kv=_engine_sharing(plan, role, inside),
     )
     return CellSpec(
         argv=machine.backend.command(member),
@@ -166,6 +192,16 @@ def _cell_spec(
         devices=_device_nodes(kind, own.devices),
         fabric="overlay" if plan.fabric == "overlay" else "direct",
         isolation=machine.isolation,
+    )
+
+
+def _engine_sharing(plan: ClusterPlan, role: Role, inside: Path) -> EngineKvSharing | None:
+    if plan.kv is None:
+        return None
+    if role == "head":
+        return EngineKvSharing()
+    return EngineKvSharing(
+        socket_path=str(inside / BLOCKS_SOCKET), scope_secret=plan.kv.secret.hex(), weights=plan.digest
     )
 
 

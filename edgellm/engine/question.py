@@ -34,4 +34,10 @@ def question_to_wire(question: Question, request_id: str) -> backend_pb2.Generat
 
 
 def piece_from_wire(event: backend_pb2.GenerateEvent) -> Piece:
-    return Piece(tuple(event.token_ids), event.text, event.prompt_tokens, event.finish_reason)
+    return Piece(
+        tuple(event.token_ids),
+        event.text,
+        event.prompt_tokens,
+        event.finish_reason,
+        event.cached_prompt_tokens,
+    )

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from ipaddress import AddressValueError, IPv4Address, IPv4Network, NetmaskValueError
 
+from edgellm.kv.scope import ScopeKeys
 from edgellm.leasing.lease import Lease
-from edgellm.types.plan import ClusterPlan
+from edgellm.types.plan import ClusterPlan, KvSharing
 
 OVERLAY_RANGE = IPv4Network("10.88.0.0/16")
 MAX_CONTEXT = 1 << 24
@@ -38,11 +39,20 @@ def objection(plan: ClusterPlan, *, signer: str, peer: str, lease: Lease, certif
         return "names another certificate than the host made"
     if plan.head.peer != signer:
         return "puts the head on another peer than the requester"
-    if plan.kv is not None and plan.kv.tracker != signer:
-        return "names another tracker of KV records than the requester"
+    if plan.kv is not None and (against := _sharing_objection(plan.kv, signer)):
+        return against
     if not 0 < plan.max_model_len <= MAX_CONTEXT:
         return "has an impossible context"
     return _address_objection(plan) or _layer_objection(plan)
+
+
+def _sharing_objection(kv: KvSharing, signer: str) -> str | None:
+    if kv.tracker != signer:
+        return "names another tracker of KV records than the requester"
+    # Whoever knows no more than a scope's id must not get at what a host knows of it.
+    if ScopeKeys.derive(kv.secret).scope_id != kv.scope_id:
+        return "shares KV in a scope that is not its secret's"
+    return None
 
 
 def _address_objection(plan: ClusterPlan) -> str | None:

@@ -3,6 +3,7 @@
 discover     who offers the model now -> candidates (network), or a clear reason why nobody does
 model_files  manifest, config and tokenizer from a host, checked against the digest
 choose       question + model + candidates -> what to ask of the planner (pure)
+kv           the secret of its scope, and who keeps which KV pieces of it
 lease        plan, reserve, and plan again without those who refuse
 ask          the life of a question: discover, plan, lease, bring up, generate, tear down
 

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import structlog
 
@@ -22,10 +22,14 @@ from edgellm.p2p.network import Network, PeerAddress
 from edgellm.planning.plan import make_plan
 from edgellm.requester.choose import Wanted, fitted, plan_request, require_prompt
 from edgellm.requester.discover import Offers, discover
+from edgellm.requester.kv import KvRequester, tracked
 from edgellm.requester.lease import leased
 from edgellm.requester.model_files import KnownModel, fetch_model
 from edgellm.types.plan import PlanRequest
 from edgellm.types.request import Piece, Question
+
+if TYPE_CHECKING:
+    from edgellm.kv.tracker import Tracked
 
 log = structlog.get_logger(__name__)
 
@@ -42,6 +46,8 @@ class Requester:
     store: LightStore
     book: SequenceBook
     now: Callable[[], float]
+    kv: KvRequester | None = None
+    """None: clusters share no KV cache."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +57,8 @@ class OpenedCluster:
     cluster: Cluster
     model: KnownModel
     request: PlanRequest
+    kv: Tracked | None = None
+    """What came from KV pieces, where the cluster shares; complete once the cluster is gone."""
 
 
 class Watcher(Protocol):
@@ -101,19 +109,26 @@ async def opened_cluster(
     ) as lease:
         for stage in lease.stages.stages:
             on_progress(Progress(stage.name, "leased", f"layers {stage.first_layer}-{stage.end_layer - 1}"))
-        async with bring_up(
-            network,
-            requester.switchboard,
-            requester.machine,
-            lease.leases,
-            lease.stages,
-            known.directory,
-            cluster=lease.cluster,
-            issued_at=requester.now(),
-            sequences=wanted.sequences,
-            on_progress=on_progress,
-        ) as cluster:
-            yield OpenedCluster(cluster, known, request)
+        with tracked(requester.kv, [held.wish.host for held in lease.leases.held]) as kv:
+            async with bring_up(
+                network,
+                requester.switchboard,
+                requester.machine,
+                lease.leases,
+                lease.stages,
+                known.directory,
+                cluster=lease.cluster,
+                issued_at=requester.now(),
+                sequences=wanted.sequences,
+                on_progress=on_progress,
+                kv=requester.kv.sharing(network, lease.stages.prediction.prefill_tok_s)
+                if requester.kv
+                else None,
+            ) as cluster:
+                yield OpenedCluster(cluster, known, request, kv)
+                if requester.kv is not None and kv is not None:
+                    # While the cells are still there: what they computed last is announced by now or never.
+                    await requester.kv.tracker.gather(kv)
 
 
 async def _first_that_fits(

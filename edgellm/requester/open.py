@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
 import trio
@@ -23,6 +23,7 @@ from edgellm.p2p.network import Network
 from edgellm.p2p.node import NodeConfig, open_node
 from edgellm.paths import Paths
 from edgellm.requester.ask import Requester
+from edgellm.requester.kv import open_kv
 
 MDNS_TIMEOUT_S = 8.0
 MDNS_SETTLE_S = 1.5
@@ -34,6 +35,8 @@ class RequesterOptions:
     mdns: bool = False
     isolation: Isolation = "bwrap"
     backend: str = "vllm"
+    kv_scope: str | None = None
+    """"session", "swarm" or "public": who can read what clusters share of their KV cache; None: they share nothing."""
 
 
 @asynccontextmanager
@@ -45,7 +48,11 @@ async def open_requester(options: RequesterOptions, paths: Paths) -> AsyncIterat
     backend = load_backend(options.backend)
     backend.versions()
     sweep(paths.runtime)
-    async with joined_swarm(options.bootstrap, paths, mdns=options.mdns) as network:
+    async with (
+        joined_swarm(options.bootstrap, paths, mdns=options.mdns) as network,
+        AsyncExitStack() as stack,
+    ):
+        kv = stack.enter_context(open_kv(network, paths, options.kv_scope)) if options.kv_scope else None
         yield Requester(
             network=network,
             switchboard=Switchboard(network),
@@ -53,6 +60,7 @@ async def open_requester(options: RequesterOptions, paths: Paths) -> AsyncIterat
             store=LightStore(paths.cache / "models"),
             book=SequenceBook(),
             now=time.time,
+            kv=kv,
         )
 
 

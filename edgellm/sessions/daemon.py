@@ -82,6 +82,10 @@ class _Service(session_pb2_grpc.SessionServicer):
                 description.stages.add(
                     peer=stage.peer, name=stage.name, first_layer=stage.first_layer, end_layer=stage.end_layer
                 )
+            if opened.kv is not None:
+                description.shares_kv = True
+                for peer, tokens in tuple(opened.kv.tokens.items()):
+                    description.kv_holders.add(peer=peer, tokens=tokens)
         return description
 
     def Use(
@@ -119,7 +123,12 @@ class _Service(session_pb2_grpc.SessionServicer):
 async def hold(order: Order, files: SessionFiles, service: _Service, on_ready: trio.Event) -> None:
     """Brings the cluster up and holds it until the session ends. Raises EdgeErrors when it breaks."""
     paths = default_paths()
-    options = RequesterOptions(order.bootstrap, order.mdns, "none" if order.isolation == "none" else "bwrap")
+    options = RequesterOptions(
+        order.bootstrap,
+        order.mdns,
+        "none" if order.isolation == "none" else "bwrap",
+        kv_scope=order.kv_scope,
+    )
     wanted = Wanted(
         tensor_parallel=order.tensor_parallel,
         pipeline_parallel=order.pipeline_parallel,

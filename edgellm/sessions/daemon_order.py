@@ -21,3 +21,4 @@ class Order(msgspec.Struct, frozen=True):
     fabric: str = "overlay"
     context: int | None = None
     sequences: int = 8
+    kv_scope: str | None = None

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import trio
 
 from edgellm.cluster.door import Door
-from edgellm.cluster.member import RunningMember
+from edgellm.cluster.member import BLOCKS_SOCKET, PieceServer, RunningMember, serve_pieces
 from edgellm.cluster.switchboard import Switchboard
 from edgellm.errors import CellError
 from edgellm.testing.scripted_engine import Script, scripted_engine
@@ -49,6 +49,9 @@ class ScriptedMachine:
     """Why cells cannot be made, or ""."""
     cells: list[ScriptedCell] = field(default_factory=list)
     """Those that run now."""
+    pieces: PieceServer | None = None
+    block_sockets: list[Path] = field(default_factory=list)
+    """Where the cells that run now find their node's KV pieces."""
 
     def open_member(
         self, switchboard: Switchboard, plan: ClusterPlan, own: Member, door: Door, model_directory: Path
@@ -62,13 +65,17 @@ class ScriptedMachine:
         cell = ScriptedCell()
         self.cells.append(cell)
         try:
-            with ExitStack() as stack:
+            async with AsyncExitStack() as stack:
                 directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="e")))
                 socket = directory / "engine.sock"
+                await serve_pieces(stack, self.pieces, plan, own, directory)
                 if own is plan.head:
                     stack.enter_context(scripted_engine(socket, self.script))
                 else:
                     cell.say.send_nowait({"event": "joined"})
+                if (blocks := directory / BLOCKS_SOCKET).exists():
+                    self.block_sockets.append(blocks)
+                    stack.callback(self.block_sockets.remove, blocks)
                 yield RunningMember(cell, socket, "/model")
         finally:
             cell.say.close()

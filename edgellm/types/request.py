@@ -40,3 +40,5 @@ class Piece:
     prompt_tokens: int
     finish_reason: str = ""
     """Empty until the last piece; then "stop", "length" or "abort"."""
+    cached_prompt_tokens: int = 0
+    """Of the prompt, not computed: the engine had them, or KV blocks brought them."""

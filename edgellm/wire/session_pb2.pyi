@@ -11,7 +11,7 @@ class DescribeRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class Description(_message.Message):
-    __slots__ = ("name", "model", "state", "detail", "opened_unix_ms", "idle_expires_unix_ms", "running_requests", "tensor_parallel", "max_model_len", "stages")
+    __slots__ = ("name", "model", "state", "detail", "opened_unix_ms", "idle_expires_unix_ms", "running_requests", "tensor_parallel", "max_model_len", "stages", "shares_kv", "kv_holders")
     NAME_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
@@ -22,6 +22,8 @@ class Description(_message.Message):
     TENSOR_PARALLEL_FIELD_NUMBER: _ClassVar[int]
     MAX_MODEL_LEN_FIELD_NUMBER: _ClassVar[int]
     STAGES_FIELD_NUMBER: _ClassVar[int]
+    SHARES_KV_FIELD_NUMBER: _ClassVar[int]
+    KV_HOLDERS_FIELD_NUMBER: _ClassVar[int]
     name: str
     model: str
     state: str
@@ -32,7 +34,17 @@ class Description(_message.Message):
     tensor_parallel: int
     max_model_len: int
     stages: _containers.RepeatedCompositeFieldContainer[StageDescription]
-    def __init__(self, name: _Optional[str] = ..., model: _Optional[str] = ..., state: _Optional[str] = ..., detail: _Optional[str] = ..., opened_unix_ms: _Optional[int] = ..., idle_expires_unix_ms: _Optional[int] = ..., running_requests: _Optional[int] = ..., tensor_parallel: _Optional[int] = ..., max_model_len: _Optional[int] = ..., stages: _Optional[_Iterable[_Union[StageDescription, _Mapping]]] = ...) -> None: ...
+    shares_kv: bool
+    kv_holders: _containers.RepeatedCompositeFieldContainer[KvHolder]
+    def __init__(self, name: _Optional[str] = ..., model: _Optional[str] = ..., state: _Optional[str] = ..., detail: _Optional[str] = ..., opened_unix_ms: _Optional[int] = ..., idle_expires_unix_ms: _Optional[int] = ..., running_requests: _Optional[int] = ..., tensor_parallel: _Optional[int] = ..., max_model_len: _Optional[int] = ..., stages: _Optional[_Iterable[_Union[StageDescription, _Mapping]]] = ..., shares_kv: bool = ..., kv_holders: _Optional[_Iterable[_Union[KvHolder, _Mapping]]] = ...) -> None: ...
+
+class KvHolder(_message.Message):
+    __slots__ = ("peer", "tokens")
+    PEER_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    peer: str
+    tokens: int
+    def __init__(self, peer: _Optional[str] = ..., tokens: _Optional[int] = ...) -> None: ...
 
 class StageDescription(_message.Message):
     __slots__ = ("peer", "name", "first_layer", "end_layer")

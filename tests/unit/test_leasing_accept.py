@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from edgellm.cluster.assemble import Grant, HeadDoor, assemble
 from edgellm.errors import ProtocolViolation
+from edgellm.kv.scope import ScopeKeys
 from edgellm.leasing.accept import MAX_CONTEXT, objection
 from edgellm.leasing.codec import DOMAIN, PAYLOAD_TYPE, open_plan, seal_plan
 from edgellm.leasing.lease import Lease, Phase
@@ -55,7 +56,10 @@ def make_plan(fabric: str = "overlay") -> ClusterPlan:
 
 
 PLAN = make_plan()
-KV = KvSharing("session", b"i" * 32, b"s" * 32, "asker", ("/ip4/10.0.0.9/tcp/4001",), 812.5)
+SECRET = b"s" * 32
+KV = KvSharing(
+    "session", ScopeKeys.derive(SECRET).scope_id, SECRET, "asker", ("/ip4/10.0.0.9/tcp/4001",), 812.5
+)
 
 
 def mine(**changes: object) -> ClusterPlan:
@@ -120,6 +124,7 @@ def test_the_plan_that_was_granted_is_accepted() -> None:
         (mine(overlay_certificate=b"certificate-a"), "another certificate"),
         (with_member(0, peer="a"), "head on another peer"),
         (replace(PLAN, kv=replace(KV, tracker="mallory")), "another tracker"),
+        (replace(PLAN, kv=replace(KV, secret=b"t" * 32)), "not its secret's"),
         (replace(PLAN, max_model_len=0), "impossible context"),
         (replace(PLAN, max_model_len=MAX_CONTEXT + 1), "impossible context"),
         (with_member(1, address="10.88.200.3"), "one address"),

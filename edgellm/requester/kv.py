@@ -1,0 +1,58 @@
+"""A requester's side of sharing KV: its scope's secret, and the tracker of its records."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from edgellm.p2p.network import Network, PeerAddress
+from edgellm.paths import Paths
+from edgellm.types.plan import KvSharing
+
+if TYPE_CHECKING:
+    from edgellm.kv.tracker import Tracked, Tracker
+
+
+@dataclass(frozen=True, slots=True)
+class KvRequester:
+    """What the clusters of this requester share, and with whom."""
+
+    tracker: Tracker
+    scope: str
+    """"session", "swarm" or "public"."""
+    scope_id: bytes
+    secret: bytes = field(repr=False)
+
+    def sharing(self, network: Network, prefill_tok_s: float) -> KvSharing:
+        """For the plan of a cluster that is predicted to compute prompts at this speed."""
+        addresses = tuple(address.rsplit("/p2p/", 1)[0] for address in network.addresses)
+        return KvSharing(self.scope, self.scope_id, self.secret, network.peer, addresses, prefill_tok_s)
+
+
+@contextmanager
+def tracked(kv: KvRequester | None, members: Sequence[PeerAddress]) -> Iterator[Tracked | None]:
+    """Answers the members of a cluster about KV pieces while the context lasts; None where nothing is shared."""
+    if kv is None:
+        yield None
+        return
+    with kv.tracker.track(kv.scope_id, members) as cluster:
+        yield cluster
+
+
+@contextmanager
+def open_kv(network: Network, paths: Paths, scope: str) -> Iterator[KvRequester]:
+    """What clusters of this user share in `scope`; the records outlive the context.
+
+    Raises UsageError where the scope's secret cannot be had.
+    """
+    # A requester that shares nothing need not load any of it.
+    from edgellm.kv.index import open_index
+    from edgellm.kv.scope import ScopeKeys, scope_secret
+    from edgellm.kv.tracker import Tracker
+
+    secret = scope_secret(scope, paths)
+    paths.kv.mkdir(mode=0o700, exist_ok=True)
+    with open_index(paths.kv / "tracked.sqlite") as index:
+        yield KvRequester(Tracker(network, index), scope, ScopeKeys.derive(secret).scope_id, secret)
