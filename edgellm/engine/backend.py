@@ -11,7 +11,7 @@ Every member's command prints events, one JSON object a line, on stdout, and eve
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol, runtime_checkable
 
@@ -26,7 +26,7 @@ class KvSharing:
     socket_path: str = ""
     """Workers: the Unix socket, as their cell sees it, on which the node serves `edgellm.blocks.v1.Blocks`. Nothing need
     answer there yet; what does not answer is a miss."""
-    scope_secret: str = ""
+    scope_secret: str = field(default="", repr=False)
     """Workers: the secret of the scope, lower-case hex (`edgellm.kv.scope`)."""
     weights: str = ""
     """Workers: a digest of the model's weights and configuration, the same wherever the model is the same."""

@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from edgellm_vllm.kv.node import SILENCE_S
 
 from edgellm.kv.region import Region
 from edgellm.wire import backend_pb2 as pb
-from edgellm_vllm.kv.node import SILENCE_S
 from tests.integration.block_service import Service, block_service
 from tests.integration.kv_model import make_model, prompt
 from tests.integration.vllm_cluster import HEAD, MODEL_PATH, Cluster, cluster, stages, wait_for_event

@@ -6,17 +6,20 @@ import asyncio
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
 pytest.importorskip("edgellm_vllm", reason="the distribution in backends/vllm is not installed")
 
 from edgellm_vllm.backend import BACKEND
+from edgellm_vllm.kv.server import server_command
+from edgellm_vllm.kv.settings import may_share, settings_from
 from edgellm_vllm.placement import RankPlacement, difference, planned_placement
 from edgellm_vllm.prompts import InvalidRequest, answer_tokens, prompt_token_ids
 from edgellm_vllm.ray_node import answers
 
-from edgellm.engine.backend import Backend, MemberSpec
+from edgellm.engine.backend import Backend, KvSharing, MemberSpec
 from edgellm.engine.registry import load_backend
 from edgellm.errors import EngineError
 from edgellm.wire import backend_pb2 as pb
@@ -47,6 +50,21 @@ def test_the_registry_finds_it_and_says_what_to_install_otherwise() -> None:
     with pytest.raises(EngineError, match="no backend named 'nonesuch'") as caught:
         load_backend("nonesuch")
     assert "pip install" in caught.value.remedy
+
+
+def test_the_scopes_secret_reaches_workers_by_their_environment_alone() -> None:
+    kv = KvSharing(socket_path="/run/edgellm/blocks.sock", scope_secret="5e" * 32, weights="w")
+    head, worker = replace(HEAD, kv=kv), replace(WORKER, kv=kv)
+    assert kv.scope_secret not in str(BACKEND.command(worker))
+    assert kv.scope_secret not in str(BACKEND.environment(head))
+    told = settings_from(BACKEND.environment(worker))
+    assert told is not None
+    assert told.sharing == kv
+    assert settings_from(BACKEND.environment(head)) is None
+    assert may_share(BACKEND.environment(head))
+    assert not may_share(BACKEND.environment(HEAD))
+    assert not may_share(BACKEND.environment(WORKER))
+    assert kv.scope_secret not in str(server_command("10.88.7.12", told, "cpu"))
 
 
 def test_a_node_that_asks_it_imports_no_engine() -> None:

@@ -24,6 +24,7 @@ class Step:
     has_structured_output_requests: bool = False
     new_block_ids_to_zero: list[int] | None = None
     num_common_prefix_blocks: list[int] = field(default_factory=list)
+    kv_connector_metadata: Any = None
 
     @classmethod
     def make_empty(cls) -> Step:
@@ -41,6 +42,19 @@ def test_only_a_step_without_any_news_says_nothing() -> None:
     assert not says_nothing(Step(finished_req_ids={"a"}))
     assert not says_nothing(Step(new_block_ids_to_zero=[7]))
     assert not says_nothing(Step(num_common_prefix_blocks=[1]))
+
+
+def test_a_connector_that_begins_loads_or_stores_is_heard() -> None:
+    idle = SimpleNamespace(requests=[], need_flush_before_forward=False)
+    assert says_nothing(Step(kv_connector_metadata=idle))
+    assert not says_nothing(
+        Step(kv_connector_metadata=SimpleNamespace(requests=["load"], need_flush_before_forward=False))
+    )
+    assert not says_nothing(
+        Step(kv_connector_metadata=SimpleNamespace(requests=[], need_flush_before_forward=True))
+    )
+    # Another connector's metadata may mean anything.
+    assert not says_nothing(Step(kv_connector_metadata=SimpleNamespace()))
 
 
 def test_a_field_of_a_later_vllm_is_news_until_it_is_empty() -> None:
