@@ -15,6 +15,7 @@ providers   who has anything of a scope that several requesters share (DHT)
 exchange    what nodes ask each other about pieces (`/edgellm/kv/1`)
 announcer   tells the tracker, in batches, in the background
 sharing     what one lease may do: find, fetch, store, report
+transfer    one piece on its way to or from a cell
 service     the same for its cell (`proto/blocks.proto`)
 node        all of it, for a host
 tracker     a requester's part: the records of its scopes

@@ -6,7 +6,7 @@ One `Sharing` for each lease that shares. It sees names, regions and ciphertext,
 from __future__ import annotations
 
 import math
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -23,6 +23,7 @@ from edgellm.kv.exchange import Known, Use, announce, ask_find
 from edgellm.kv.holdings import Holdings
 from edgellm.kv.records import Record, seal_batch
 from edgellm.kv.region import Region, cover
+from edgellm.kv.transfer import MAX_PIECE_BYTES, Fetching, Storing
 from edgellm.p2p.network import PeerAddress
 from edgellm.types.plan import KvSharing
 
@@ -32,7 +33,6 @@ FIND_S = 1.8
 """Under the cell's own patience (2 s), so that it hears what is known by then."""
 TRACKER_S = 1.5
 FETCH_S = 10.0
-MAX_PIECE_BYTES = 64 << 20
 RECORD_LIFETIME_S = 7 * 86400.0
 MAX_REMEMBERED = 16_384
 """Pieces found or fetched lately, of one lease."""
@@ -40,12 +40,8 @@ DISTRUST_S = 600.0
 """How long a holder is avoided whose piece did not open."""
 UNREACHABLE_S = 20.0
 """How long a peer is avoided that did not answer."""
-PUT_BYTES = 8 << 20
-"""Kept at once: what a piece takes of this node's memory on its way to the disk."""
-FETCH_BLOCKS = 8
-"""Asked of a holder at once, for the same reason."""
 PUT_BEHIND = 8
-"""Fetches of so many blocks that may wait for the disk; what is more is not kept here."""
+"""Fetches of some blocks each that may wait for the disk; what is more is not kept here."""
 REPEATED = 2048
 """Own records that a new tracker is told: one of the same scope may never have heard of them."""
 
@@ -172,14 +168,14 @@ class Sharing:
                 deadline = min(deadline, choice.run.deadline(now))
             if trio.current_time() >= deadline or self._avoided(record.holder):
                 continue
-            fetching = Fetching(self, record, deadline)
+            said = self._said(record.holder)
+            fetching = Fetching(record, said, deadline, self._blocks, self._came, self._failed)
             try:
                 await fetching.begin()
             except EdgeError as error:
                 log.info("a KV piece could not be fetched", holder=record.holder, error=str(error))
                 continue
             return fetching
-        self._node.figures.add("fetch_failures")
         raise BlockMissing("nobody has this piece any more")
 
     async def store(self, name: bytes, region: Region) -> Storing | None:
@@ -187,11 +183,23 @@ class Sharing:
         if self._node.store is None or self._left_bytes <= 0:
             self._node.figures.add("refused_stores")
             return None
-        own = await self._node.index.find(self._scope, [name], holder=self._node.peer)
-        there = any(
-            [record.region == region and await self._node.has(record) for record in own.get(name, ())]
-        )
-        return Storing(self, name, region, is_there=there)
+        own = await self._node.own_records(self._scope, [name])
+
+        is_there = kept = any(record.region == region for record in own.get(name, ()))
+
+        async def keep(cids: tuple[Cid, ...], size_bytes: int) -> None:
+            nonlocal kept
+            await self._own(name, region, cids, size_bytes)
+            self._node.figures.add("bytes_stored", size_bytes)
+            kept = True
+
+        def closed() -> None:
+            self._storing -= 1
+            if not kept:
+                self._node.figures.add("refused_stores")
+
+        self._storing += 1
+        return Storing(self._node.store, self._take, keep, closed, is_there=is_there)
 
     async def report(self, name: bytes, region: Region, holder: str, outcome: Outcome, tokens: int) -> None:
         """Notes what became of a piece: its holder is avoided where it was not what it should be."""
@@ -287,11 +295,7 @@ class Sharing:
             self._node.figures.add("bytes_local", sum(map(len, blocks)))
             return blocks
         whom = PeerAddress(record.holder, self._addresses.get(record.holder, ()))
-        try:
-            blocks = await self._node.fetcher.fetch(cids, [whom], timeout_s=timeout_s)
-        except EdgeError:
-            self._avoid(record.holder, UNREACHABLE_S)
-            raise
+        blocks = await self._node.fetcher.fetch(cids, [whom], timeout_s=timeout_s)
         self._node.figures.add("bytes_in", sum(map(len, blocks)))
         try:
             self._put_later.send_nowait(blocks)
@@ -324,6 +328,7 @@ class Sharing:
             await self._blocks(record, record.cids[: SAMPLE_BYTES // MAX_BLOCK_BYTES], SAMPLE_S)
         except EdgeError as error:
             log.info("a holder of KV pieces does not deliver", holder=record.holder, error=str(error))
+            self._avoid(record.holder, UNREACHABLE_S)
 
     async def _put_what_came(self) -> None:
         async for blocks in self._to_put:
@@ -332,6 +337,14 @@ class Sharing:
                     await self._node.store.put(blocks)
                 except (EdgeError, OSError) as error:
                     log.info("fetched KV blocks are not kept", error=str(error))
+
+    def _came(self, record: Record, seconds: float) -> None:
+        _remember(self._fetched, (record.name, record.region), (record, seconds))
+
+    def _failed(self, record: Record) -> None:
+        self._node.figures.add("fetch_failures")
+        if record.holder != self._node.peer:
+            self._avoid(record.holder, UNREACHABLE_S)
 
     def _take(self, size_bytes: int) -> bool:
         """Whether so much more of this lease may be kept; counts it."""
@@ -375,103 +388,6 @@ class Sharing:
 
     def _avoided(self, holder: str) -> bool:
         return self._node.distrust.avoided(self._scope, holder, trio.current_time())
-
-
-class Fetching:
-    """A piece on its way, a few blocks at a time."""
-
-    def __init__(self, sharing: Sharing, record: Record, deadline: float) -> None:
-        self._sharing = sharing
-        self._record = record
-        self._deadline = deadline
-        self._begun = trio.current_time()
-        self._cids = deque(record.cids)
-        self._blocks: deque[bytes] = deque()
-
-    @property
-    def holder(self) -> str:
-        """Who sends it; empty: this node."""
-        return self._sharing._said(self._record.holder)
-
-    async def begin(self) -> None:
-        """Raises BlockMissing, NetworkError."""
-        await self._more()
-
-    async def next(self) -> bytes:
-        """The next block, b"" after the last. Raises BlockMissing when it does not come by the deadline."""
-        if not self._blocks and self._cids:
-            try:
-                await self._more()
-            except EdgeError:
-                self._sharing._node.figures.add("fetch_failures")
-                raise
-        if self._blocks:
-            return self._blocks.popleft()
-        took_s = trio.current_time() - self._begun
-        key = (self._record.name, self._record.region)
-        _remember(self._sharing._fetched, key, (self._record, took_s))
-        return b""
-
-    async def _more(self) -> None:
-        wanted = [self._cids.popleft() for _ in range(min(FETCH_BLOCKS, len(self._cids)))]
-        left_s = self._deadline - trio.current_time()
-        with trio.move_on_after(left_s):
-            self._blocks.extend(await self._sharing._blocks(self._record, wanted, left_s))
-            return
-        self._sharing._avoid(self._record.holder, UNREACHABLE_S)
-        raise BlockMissing(f"peer {self._record.holder} did not send a piece in time")
-
-
-class Storing:
-    """A piece on its way into the store."""
-
-    def __init__(self, sharing: Sharing, name: bytes, region: Region, *, is_there: bool) -> None:
-        self._sharing = sharing
-        self._name = name
-        self._region = region
-        self._rest = bytearray()
-        self._size_bytes = 0
-        self._cids: list[Cid] = []
-        sharing._storing += 1
-        self.is_there = is_there
-        """It need not come: it stays as it is."""
-
-    async def add(self, data: bytes) -> bool:
-        """Takes the next bytes; False where the piece cannot be kept."""
-        self._rest += data
-        self._size_bytes += len(data)
-        if self._size_bytes > MAX_PIECE_BYTES or not self._sharing._take(len(data)):
-            self._sharing._node.figures.add("refused_stores")
-            return False
-        return len(self._rest) < PUT_BYTES or await self._put(
-            len(self._rest) // MAX_BLOCK_BYTES * MAX_BLOCK_BYTES
-        )
-
-    async def finish(self) -> bool:
-        """Whether all of it is kept; then it is announced."""
-        if not self._size_bytes or not await self._put(len(self._rest)):
-            return False
-        self._sharing._node.figures.add("bytes_stored", self._size_bytes)
-        await self._sharing._own(self._name, self._region, tuple(self._cids), self._size_bytes)
-        return True
-
-    async def close(self) -> None:
-        """Ends it, whatever became of it; to be called once."""
-        self._sharing._storing -= 1
-
-    async def _put(self, size_bytes: int) -> bool:
-        store = self._sharing._node.store
-        assert store is not None
-        starts = range(0, size_bytes, MAX_BLOCK_BYTES)
-        blocks = [bytes(self._rest[start : min(start + MAX_BLOCK_BYTES, size_bytes)]) for start in starts]
-        del self._rest[:size_bytes]
-        try:
-            self._cids += await store.put(blocks)
-        except (EdgeError, OSError) as error:
-            log.info("a KV piece is not kept", error=str(error))
-            self._sharing._node.figures.add("refused_stores")
-            return False
-        return True
 
 
 def _remember(table: OrderedDict[_Key, _V], key: _Key, value: _V) -> None:

@@ -84,11 +84,10 @@ class MemoryFetcher:
     asked: list[str] = field(default_factory=list)
 
     measured: dict[str, Link] = field(default_factory=dict)
-    unknown: bool = False
-    """Nothing is measured, and nothing is learned."""
+    """The ways to holders, where they are not fast."""
 
     def link(self, holder: str) -> Link:
-        return self.measured.get(holder, Link() if self.unknown else Link(1e10, 0.0001))
+        return self.measured.get(holder, Link(1e10, 0.0001))
 
     async def fetch(
         self, cids: Sequence[Cid], holders: Sequence[PeerAddress], *, timeout_s: float

@@ -10,6 +10,7 @@ import trio
 
 from edgellm.errors import BlockMissing, NetworkError
 from edgellm.kv.exchange import announce, ask_find, ask_settle
+from edgellm.kv.gate import Link
 from edgellm.kv.sharing import FIND_S, Outcome
 from tests.unit.kv_in_memory import (
     BACK,
@@ -151,21 +152,31 @@ async def test_a_dead_holder_is_a_miss_and_is_left_alone(tmp_path: Path) -> None
 
 
 async def test_another_holder_takes_the_place_of_a_dead_one(tmp_path: Path) -> None:
-    async with (
-        swarm(tmp_path) as s,
-        s.asker() as asker,
-        s.host() as alice,
-        s.host() as bob,
-        s.host() as carol,
-    ):
+    async with swarm(tmp_path) as s, s.asker() as asker, s.host() as alice, s.host() as bob:
         await stored(s, asker, alice, NAMES[0])
         await stored(s, asker, bob, NAMES[0])
         for dead in (alice, bob):
-            async with s.lease(asker, carol) as (_, [sharing]):
+            async with s.host() as carol, s.lease(asker, carol) as (_, [sharing]):
                 carol.fetcher.dead = {dead.peer}
                 await sharing.find(NAMES[:1], WHOLE, TOKENS)
                 assert await get(sharing, NAMES[0]) == PIECE
-                carol.store.blocks.clear()
+
+
+async def test_the_way_to_a_holder_is_measured_when_the_lease_begins(tmp_path: Path) -> None:
+    async with swarm(tmp_path) as s, s.asker() as asker, s.host() as alice, s.host() as bob:
+        await stored(s, asker, alice, *NAMES[:4])
+        bob.fetcher.measured = {alice.peer: Link()}
+        async with s.lease(asker, bob) as (_, [sharing]):
+            with trio.fail_after(2):
+                while not bob.fetcher.asked:
+                    await trio.sleep(0.01)
+            # Had nothing been measured, one chunk would have been tried.
+            assert len(await sharing.find(NAMES[:4], WHOLE, TOKENS)) == 1
+            bob.fetcher.measured = {}
+            assert len(await sharing.find(NAMES[:4], WHOLE, TOKENS)) == 4
+            bob.fetcher.measured = {alice.peer: Link(1e5, 0.01)}
+            assert await sharing.find(NAMES[:4], WHOLE, TOKENS) == ()
+            assert bob.holdings.figures.take()["declined_chunks"] == 3 + 0 + 4
 
 
 async def test_a_slow_holder_costs_no_more_than_the_time_that_there_is(tmp_path: Path) -> None:
