@@ -153,16 +153,17 @@ class RecordIndex:
 
     @contextmanager
     def _connected(self) -> Iterator[sqlite3.Connection]:
-        if self._connection is None:
-            self._connection = _connect(self._path)
         try:
+            if self._connection is None:
+                self._connection = _connect(self._path)
             yield self._connection
         except sqlite3.DatabaseError as error:
-            if not isinstance(error, sqlite3.OperationalError | sqlite3.IntegrityError):
-                # The file is no database (any more): it is a cache, so begin again.
+            # Exactly this class: the file is no database (any more). Its subclasses are busy, full and the like.
+            if type(error) is sqlite3.DatabaseError:
                 log.warning("the index of KV records is damaged and begins anew", path=str(self._path))
                 self.close()
-                self._path.unlink(missing_ok=True)
+                for suffix in ("", "-wal", "-shm"):
+                    self._path.with_name(self._path.name + suffix).unlink(missing_ok=True)
             raise
 
     def _put(self, connection: sqlite3.Connection, records: Sequence[Record]) -> int:
