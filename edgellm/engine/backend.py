@@ -64,7 +64,7 @@ class MemberSpec:
     stage_index: int = -1
     """Pipeline stage of a worker, from 0; -1 for the head."""
     kv: KvSharing | None = None
-    """Set for all members of a cluster that shares its KV cache, and for none of another."""
+    """Set for all members of a cluster that shares its KV cache, and for none of another. A backend may find that it cannot."""
 
 
 @runtime_checkable

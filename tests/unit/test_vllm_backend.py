@@ -67,6 +67,12 @@ def test_the_scopes_secret_reaches_workers_by_their_environment_alone() -> None:
     assert kv.scope_secret not in str(server_command("10.88.7.12", told, "cpu"))
 
 
+def test_on_a_network_that_others_use_nothing_is_shared() -> None:
+    kv = KvSharing(socket_path="/run/edgellm/blocks.sock", scope_secret="5e" * 32, weights="w")
+    for member in (HEAD, WORKER):
+        assert not may_share(BACKEND.environment(replace(member, kv=kv, interface="eth0")))
+
+
 def test_a_node_that_asks_it_imports_no_engine() -> None:
     ask = (
         "import sys; from edgellm.engine.registry import load_backend; load_backend('vllm');"

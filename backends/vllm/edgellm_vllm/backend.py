@@ -64,8 +64,7 @@ class VllmBackend:
             "GLOO_SOCKET_IFNAME": member.interface,
             "NCCL_SOCKET_IFNAME": member.interface,
         }
-        if member.kv is not None:
-            environment.update(kv_settings.environment(member.kv, member.role))
+        environment.update(kv_settings.environment(member))
         if member.role == "worker":
             # Ray starts one Python worker for each device at once, and it imports while the head still does.
             environment["RAY_enable_worker_prestart"] = "1"

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgellm.wire import backend_pb2 as pb
 from edgellm_vllm.imports import without_garbage_collection
+from edgellm_vllm.kv.settings import may_share
 from edgellm_vllm.kv.sharing import silent_members, transfer_options
 from edgellm_vllm.placement import RankPlacement, difference, planned_placement
 from edgellm_vllm.progress import Kind, ProgressListener
@@ -48,7 +49,6 @@ def import_vllm() -> None:
 
         import edgellm_vllm.executor
         import edgellm_vllm.models
-        from edgellm_vllm.kv.settings import may_share
 
         if may_share(os.environ):
             import edgellm_vllm.kv.connector  # noqa: F401
@@ -167,6 +167,9 @@ async def load(
 
 async def _sharing_members(request: pb.LoadRequest, phase: PhaseSink) -> list[str]:
     """The stages' members, when all of them can share their KV cache; else nobody shares, and a phase says why."""
+    if not may_share(os.environ):
+        phase("kv sharing", "off: this cluster's members have no network of their own")
+        return []
     members = [stage.address for stage in request.stages]
     if len(set(members)) != len(members):
         phase("kv sharing", "off: a member runs several stages, and its LMCache server would mix them up")

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
-from edgellm.engine.backend import KvSharing
+from edgellm.engine.backend import KvSharing, MemberSpec
 
 CHUNK_TOKENS = 128
 """The unit that is shared: what is left of a prompt after whole chunks is computed. vLLM's block on CPU; a multiple of its
@@ -18,6 +18,8 @@ SERVER_PORT = 6390
 _SETTINGS = "EDGELLM_VLLM_KV"
 _PROFILES = "EDGELLM_VLLM_KV_PROFILES"
 _HEAD = "EDGELLM_VLLM_KV_HEAD"
+# Of an overlay, in a cell; its only other end is the cluster's members.
+_FENCED_INTERFACE = "edge0"
 
 
 @dataclass(frozen=True)
@@ -29,9 +31,15 @@ class KvSettings:
     """A directory of this member alone; empty until the member has made one."""
 
 
-def environment(sharing: KvSharing, role: str) -> Mapping[str, str]:
-    """For a member's processes; the head's learn no more than that they import a connector."""
-    return {_HEAD: "1"} if role == "head" else {_SETTINGS: json.dumps(asdict(sharing))}
+def environment(member: MemberSpec) -> Mapping[str, str]:
+    """For a member's processes, nothing where it shares nothing; the head's learn no more than that they may share.
+
+    Only a cell with a network of its own shares: whoever reaches LMCache's port can run code by it, and on a network that
+    others use, unlike Ray's, it has no token to ask for.
+    """
+    if member.kv is None or member.interface != _FENCED_INTERFACE:
+        return {}
+    return {_HEAD: "1"} if member.role == "head" else {_SETTINGS: json.dumps(asdict(member.kv))}
 
 
 def profiles_variable(directory: str) -> Mapping[str, str]:
