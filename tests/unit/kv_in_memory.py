@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import secrets
-import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -18,8 +17,7 @@ from edgellm.errors import BlockMissing, BlockStoreFull, NetworkError
 from edgellm.kv.gate import Link
 from edgellm.kv.holdings import Holdings
 from edgellm.kv.index import RecordIndex, open_index
-from edgellm.kv.node import KvNode
-from edgellm.kv.providers import Providers
+from edgellm.kv.node import KvNode, open_kv_node
 from edgellm.kv.region import Region
 from edgellm.kv.sharing import Sharing
 from edgellm.kv.tracker import Tracked, Tracker
@@ -109,8 +107,11 @@ class Node:
     network: MemoryNetwork
     store: MemoryStore
     fetcher: MemoryFetcher
-    holdings: Holdings
     kv: KvNode
+
+    @property
+    def holdings(self) -> Holdings:
+        return self.kv.holdings
 
     @property
     def peer(self) -> str:
@@ -151,20 +152,10 @@ class Swarm:
         store = MemoryStore(quota_bytes)
         self.stores[network.peer] = store
         fetcher = MemoryFetcher(self.stores)
-        with open_index(self.directory / f"{network.peer[-8:]}.sqlite") as index:
-            holdings = Holdings(
-                network=network,
-                index=index,
-                store=store if keeps else None,
-                fetcher=fetcher,
-                providers=Providers(network, time.time),
-                now=time.time,
-            )
-            async with trio.open_nursery() as nursery:
-                kv = KvNode(holdings, quota_bytes)
-                nursery.start_soon(kv.run)
-                yield Node(network, store, fetcher, holdings, kv)
-                nursery.cancel_scope.cancel()
+        directory = self.directory / network.peer[-8:]
+        directory.mkdir(exist_ok=True)
+        async with open_kv_node(network, directory, store if keeps else None, fetcher) as kv:
+            yield Node(network, store, fetcher, kv)
 
     @asynccontextmanager
     async def asker(self, name: str = "asker", **said: object) -> AsyncIterator[Asker]:
