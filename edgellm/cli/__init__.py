@@ -3,6 +3,7 @@
 ask      one question: a cluster for it alone, or an open session
 host     lend this machine's devices
 session  keep a cluster open
+kv       what is kept of KV caches
 peers    who lends what now
 models   what can be asked for now
 doctor   what is wrong with this machine, and how to mend it
@@ -25,6 +26,7 @@ from edgellm.cli.bootstrap import bootstrap
 from edgellm.cli.demo import demo
 from edgellm.cli.doctor import doctor
 from edgellm.cli.host import host
+from edgellm.cli.kv import app as kv_app
 from edgellm.cli.models import models
 from edgellm.cli.peers import peers
 from edgellm.cli.session import app as session_app
@@ -40,6 +42,7 @@ app = typer.Typer(
 app.command()(ask)
 app.command()(host)
 app.add_typer(session_app, name="session")
+app.add_typer(kv_app, name="kv")
 app.command()(peers)
 app.command()(models)
 app.command()(doctor)

@@ -25,6 +25,10 @@ from edgellm.p2p.network import PeerAddress
 
 log = structlog.get_logger(__name__)
 
+HELD = "held.sqlite"
+"""A host's records, of its own pieces, and its figures."""
+TRACKED = "tracked.sqlite"
+"""A requester's, of pieces that its clusters left on hosts."""
 MAX_RECORDS = 200_000
 """About 100 MB of disk; 4 MiB pieces of 800 GB."""
 MAX_HOLDERS_OF_A_PIECE = 4

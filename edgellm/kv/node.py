@@ -14,7 +14,7 @@ from edgellm.blocks.store import BlockStore
 from edgellm.errors import ProtocolViolation
 from edgellm.kv.exchange import Known, Use, serve_records
 from edgellm.kv.holdings import BlockFetcher, Holdings
-from edgellm.kv.index import open_index
+from edgellm.kv.index import HELD, open_index
 from edgellm.kv.providers import Providers
 from edgellm.kv.region import Region
 from edgellm.kv.sharing import Sharing
@@ -23,7 +23,6 @@ from edgellm.types.plan import KvSharing
 
 log = structlog.get_logger(__name__)
 
-HELD = "held.sqlite"
 FLUSH_S = 5.0
 """How old the figures may be that another process reads."""
 UNSAID_QUOTA_BYTES = 20 << 30

@@ -48,11 +48,11 @@ def open_kv(network: Network, paths: Paths, scope: str) -> Iterator[KvRequester]
     Raises UsageError where the scope's secret cannot be had.
     """
     # A requester that shares nothing need not load any of it.
-    from edgellm.kv.index import open_index
+    from edgellm.kv.index import TRACKED, open_index
     from edgellm.kv.scope import ScopeKeys, scope_secret
     from edgellm.kv.tracker import Tracker
 
     secret = scope_secret(scope, paths)
     paths.kv.mkdir(mode=0o700, exist_ok=True)
-    with open_index(paths.kv / "tracked.sqlite") as index:
+    with open_index(paths.kv / TRACKED) as index:
         yield KvRequester(Tracker(network, index), scope, ScopeKeys.derive(secret).scope_id, secret)
