@@ -9,14 +9,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import grpc
+import pytest
 import trio
 
+from edgellm.errors import UsageError
 from edgellm.kv.index import open_index
 from edgellm.kv.scope import ScopeKeys
 from edgellm.kv.tracker import Tracker
+from edgellm.paths import Paths
 from edgellm.requester.ask import Requester, opened_cluster
 from edgellm.requester.choose import Wanted
-from edgellm.requester.kv import KvRequester
+from edgellm.requester.kv import KvRequester, open_kv
 from edgellm.testing.memory_network import MemoryHub, open_hub
 from edgellm.testing.scripted_machine import ScriptedMachine
 from edgellm.wire import blocks_pb2 as pb
@@ -145,3 +148,18 @@ async def test_leaving_waits_no_longer_for_members_than_it_says(tmp_path: Path) 
             assert time.monotonic() - begun < 3
         assert isinstance(asking.machine, ScriptedMachine)
         assert not asking.machine.cells
+
+
+async def test_a_user_has_one_scope_and_one_memory_of_it(tmp_path: Path) -> None:
+    paths = Paths(tmp_path / "state", tmp_path / "cache", tmp_path / "run")
+    for directory in (paths.state, paths.cache):
+        directory.mkdir()
+    async with open_hub() as hub:
+        with open_kv(hub.join(), paths, "session") as first, open_kv(hub.join(), paths, "session") as second:
+            assert first.scope_id == second.scope_id == ScopeKeys.derive(first.secret).scope_id
+            assert first.secret.hex() not in repr(first)
+            assert first.sharing(hub.join(), 10.0).prefill_tok_s == 10.0
+        with open_kv(hub.join(), paths, "public") as public:
+            assert public.scope_id != first.scope_id
+        with pytest.raises(UsageError, match="private swarm"), open_kv(hub.join(), paths, "swarm"):
+            pass
