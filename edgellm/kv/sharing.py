@@ -42,6 +42,10 @@ UNREACHABLE_S = 20.0
 """How long a peer is avoided that did not answer."""
 PUT_BEHIND = 8
 """Fetches of some blocks each that may wait for the disk; what is more is not kept here."""
+QUIET_S = 0.2
+"""A cell that has stored nothing for so long has nothing left to store: it does so beside the answer, not after it."""
+GONE = "gone"
+"""What a member says of a piece that its holder does not have any more."""
 REPEATED = 2048
 """Own records that a new tracker is told: one of the same scope may never have heard of them."""
 
@@ -109,6 +113,7 @@ class Sharing:
         self._found: OrderedDict[_Key, _Choice] = OrderedDict()
         self._fetched: OrderedDict[_Key, tuple[Record, float]] = OrderedDict()
         self._storing = 0
+        self._stored_at = 0.0
         self._put_later, self._to_put = trio.open_memory_channel[list[bytes]](PUT_BEHIND)
 
     @property
@@ -127,7 +132,8 @@ class Sharing:
             nursery.start_soon(self._put_what_came)
             nursery.start_soon(self._measure)
             for record in await self._node.index.of_holder(self._scope, self._node.peer, limit=REPEATED):
-                self._announcer.say(record)
+                if await self._node.has(record):
+                    self._have(record)
 
     async def find(
         self, names: Sequence[bytes], region: Region, chunk_tokens: int
@@ -195,6 +201,7 @@ class Sharing:
 
         def closed() -> None:
             self._storing -= 1
+            self._stored_at = trio.current_time()
             if not kept:
                 self._node.figures.add("refused_stores")
 
@@ -226,9 +233,10 @@ class Sharing:
         self._announcer.say(Use(name, region, record.holder, outcome.value, tokens, record.size_bytes))
 
     async def settle(self) -> None:
-        """Returns once the tracker was told all that there is to tell."""
-        while self._storing:
-            await trio.sleep(0.02)
+        """Returns once the cell has stored nothing for a moment, and the tracker was told all that there is to tell."""
+        self._stored_at = trio.current_time()
+        while self._storing or trio.current_time() < self._stored_at + QUIET_S:
+            await trio.sleep(QUIET_S / 10)
         await self._announcer.settle()
 
     async def _known(self, names: Sequence[bytes], region: Region) -> Mapping[bytes, tuple[Record, ...]]:
@@ -328,7 +336,7 @@ class Sharing:
             await self._blocks(record, record.cids[: SAMPLE_BYTES // MAX_BLOCK_BYTES], SAMPLE_S)
         except EdgeError as error:
             log.info("a holder of KV pieces does not deliver", holder=record.holder, error=str(error))
-            self._avoid(record.holder, UNREACHABLE_S)
+            await self._failed(record, error)
 
     async def _put_what_came(self) -> None:
         async for blocks in self._to_put:
@@ -341,10 +349,15 @@ class Sharing:
     def _came(self, record: Record, seconds: float) -> None:
         _remember(self._fetched, (record.name, record.region), (record, seconds))
 
-    def _failed(self, record: Record) -> None:
+    async def _failed(self, record: Record, error: EdgeError) -> None:
         self._node.figures.add("fetch_failures")
-        if record.holder != self._node.peer:
+        if not isinstance(error, BlockMissing):
             self._avoid(record.holder, UNREACHABLE_S)
+            return
+        # An honest holder whose disk was needed for something else: the record goes, the holder stays.
+        self._found.pop((record.name, record.region), None)
+        await self._node.index.forget(record)
+        self._announcer.say(Use(record.name, record.region, record.holder, GONE, 0, 0))
 
     def _take(self, size_bytes: int) -> bool:
         """Whether so much more of this lease may be kept; counts it."""
@@ -365,6 +378,9 @@ class Sharing:
             expires_at=self._node.now() + RECORD_LIFETIME_S,
         )
         await self._node.index.put([record])
+        self._have(record)
+
+    def _have(self, record: Record) -> None:
         if self._kv.scope != "session":
             self._node.providers.have(self._scope)
         self._announcer.say(record)

@@ -15,6 +15,7 @@ from edgellm.kv.exchange import Known, Use, ask_settle, serve_records
 from edgellm.kv.index import RecordIndex
 from edgellm.kv.records import Record, open_batch
 from edgellm.kv.region import Region
+from edgellm.kv.sharing import GONE
 from edgellm.p2p.network import Network, PeerAddress
 
 log = structlog.get_logger(__name__)
@@ -121,7 +122,7 @@ class Tracker:
                 tracked.tokens[holder] += use.tokens
             tracked.bytes_in += use.size_bytes if holder != peer else 0
         elif use.outcome != "late":
-            tracked.failures += 1
+            tracked.failures += use.outcome != GONE
             # Of that holder alone: a member that lies about it costs others a miss.
             for record in (await self._index.find(tracked.scope, [use.name], holder=holder)).get(
                 use.name, ()

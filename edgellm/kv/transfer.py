@@ -10,7 +10,7 @@ import trio
 
 from edgellm.blocks.cid import Cid
 from edgellm.blocks.store import MAX_BLOCK_BYTES, BlockStore
-from edgellm.errors import BlockMissing, EdgeError
+from edgellm.errors import EdgeError, NetworkError
 from edgellm.kv.records import Record
 
 log = structlog.get_logger(__name__)
@@ -25,7 +25,7 @@ FETCH_BLOCKS = 8
 class Fetching:
     """A piece that comes by `deadline` (trio's clock), or not.
 
-    `read` gets some of its blocks, within so many seconds; `came` is told how long all of it took, `failed` that it will not
+    `read` gets some of its blocks, within so many seconds; `came` is told how long all of it took, `failed` why it will not
     come.
     """
 
@@ -36,7 +36,7 @@ class Fetching:
         deadline: float,
         read: Callable[[Record, Sequence[Cid], float], Awaitable[list[bytes]]],
         came: Callable[[Record, float], None],
-        failed: Callable[[Record], None],
+        failed: Callable[[Record, EdgeError], Awaitable[None]],
     ) -> None:
         self.holder = holder
         """Who sends it; empty: this node."""
@@ -69,9 +69,9 @@ class Fetching:
             with trio.move_on_after(left_s):
                 self._blocks.extend(await self._read(self._record, wanted, left_s))
                 return
-            raise BlockMissing(f"peer {self._record.holder} did not send a KV piece in time")
-        except EdgeError:
-            self._failed(self._record)
+            raise NetworkError(f"peer {self._record.holder} did not send a KV piece in time")
+        except EdgeError as error:
+            await self._failed(self._record, error)
             raise
 
 

@@ -179,6 +179,24 @@ async def test_the_way_to_a_holder_is_measured_when_the_lease_begins(tmp_path: P
             assert bob.holdings.figures.take()["declined_chunks"] == 3 + 0 + 4
 
 
+async def test_a_holder_that_evicted_a_piece_is_not_avoided_for_it(tmp_path: Path) -> None:
+    async with swarm(tmp_path) as s, s.asker() as asker, s.host() as alice, s.host() as bob:
+        await stored(s, asker, alice, NAMES[0])
+        async with s.lease(asker, alice) as (tracked, [sharing]):
+            assert await keep(sharing, NAMES[1], PIECE[::-1])
+            await asker.tracker.gather(tracked)
+        for cid in (await asker.index.find(asker.scope, NAMES[:1]))[NAMES[0]][0].cids:
+            del alice.store.blocks[cid]
+        async with s.lease(asker, bob) as (tracked, [sharing]):
+            assert len(await sharing.find(NAMES[:2], WHOLE, TOKENS)) == 2
+            with pytest.raises(BlockMissing):
+                await get(sharing, NAMES[0])
+            assert await get(sharing, NAMES[1]) == PIECE[::-1]
+            await asker.tracker.gather(tracked)
+            assert tracked.failures == 0
+            assert set(await asker.index.find(asker.scope, NAMES[:2])) == {NAMES[1]}
+
+
 async def test_a_slow_holder_costs_no_more_than_the_time_that_there_is(tmp_path: Path) -> None:
     async with swarm(tmp_path) as s, s.asker() as asker, s.host() as alice, s.host() as bob:
         await stored(s, asker, alice, NAMES[0])
