@@ -27,6 +27,7 @@ _CONFIG_KEY = "edgellm"
 _JOIN_TIMEOUT_S = 120.0
 _RESERVE_TIMEOUT_S = 30.0
 _POLL_S = 0.05
+_LOAD_POLL_S = 0.004
 
 
 def placement_config(addresses_by_rank: list[str]) -> dict[str, Any]:
@@ -61,10 +62,13 @@ class PlacedRayExecutor(RayExecutorV2):
         whole = not (self._constrained.any_in(scheduler_output) or self._multimodal)
         if not non_block or not whole or self.ec_output_aggregator:
             return super().execute_model(scheduler_output, non_block)
-        # Ranks that share their KV cache tell with each step which loads are done, so one that has nothing else to say is
-        # left out only while another will bring that.
-        if says_nothing(scheduler_output) and (self.kv_output_aggregator is None or self.futures_queue):
-            return _done(EMPTY_MODEL_RUNNER_OUTPUT)
+        if says_nothing(scheduler_output):
+            # Ranks that share their KV cache tell with each step which loads are done, so one that has nothing else to say
+            # is left out only while another will bring that.
+            if self.kv_output_aggregator is None or self.futures_queue:
+                return _done(EMPTY_MODEL_RUNNER_OUTPUT)
+            # vLLM asks as often as it can, and takes the cores from what it waits for.
+            time.sleep(_LOAD_POLL_S)
         step = self.collective_rpc(
             "edgellm_step",
             args=(scheduler_output,),

@@ -26,6 +26,7 @@ _LOADS_AT_ONCE = 8
 _STORES_AT_ONCE = 8
 _FETCHES_AT_ONCE = 4
 _STORE_TIMEOUT_S = 60.0
+_STORE_NICENESS = 15
 _TICK_S = 0.05
 # Calls to the node end by themselves shortly before the task does.
 _MARGIN_S = 0.1
@@ -115,6 +116,8 @@ class NodeAdapter(L2AdapterInterface):
         """Seals the objects and gives them to the node."""
 
         def work(task: Task[L2StoreResult]) -> None:
+            # Of this thread alone: what others may need one day must not slow down the answer that is made now.
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _STORE_NICENESS)
             kept = 0
             for rank, places in self._by_rank(keys).items():
                 for place in places:

@@ -16,7 +16,7 @@ from edgellm.kv.region import Region, assemble, cover
 from edgellm.kv.scope import ScopeKeys
 from edgellm.kv.seal import SEAL_BYTES, NotAuthentic, open_sealed, seal
 from edgellm_vllm.kv.node import FoundPiece, NodeBlocks
-from edgellm_vllm.kv.profile import RankProfile, read_profile
+from edgellm_vllm.kv.profile import EXPONENTS, RankProfile, read_profile
 from edgellm_vllm.kv.settings import KvSettings
 from edgellm_vllm.kv.tasks import Task
 
@@ -196,13 +196,13 @@ class RankPieces:
 
 
 def is_finite(content: bytes, dtype: str) -> bool:
-    """Whether all values of torch's `dtype` in `content` are finite."""
-    import torch
+    """Whether all values of `dtype`, one of `EXPONENTS`, in `content` are finite."""
+    import numpy as np
 
-    values = torch.frombuffer(bytearray(content), dtype=getattr(torch, dtype))
-    if values.dtype.itemsize == 1:
-        values = values.to(torch.float32)
-    return bool(torch.isfinite(values).all())
+    mask = EXPONENTS[dtype]
+    if mask < 1 << 16:
+        return bool(((np.frombuffer(content, np.uint16) & mask) != mask).all())
+    return bool(((np.frombuffer(content, np.uint32) & mask) != mask).all())
 
 
 def _remember(memory: OrderedDict, name: bytes, value: object) -> None:  # type: ignore[type-arg]

@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     import torch
 
 
+EXPONENTS = {"bfloat16": 0x7F80, "float16": 0x7C00, "float32": 0x7F800000}
+"""The types whose caches are shared, and the bits that are all set in what is not finite."""
+
+
 @dataclass(frozen=True)
 class RankProfile:
     """One rank."""
@@ -79,6 +83,8 @@ def rank_profile(config: Any, cache_config: Any, caches: Mapping[str, torch.Tens
     if spec.num_kv_heads != region.heads:
         raise UnsharableCache(f"{spec.num_kv_heads} heads in a rank of {region}")
     dtype = str(spec.dtype).removeprefix("torch.")
+    if dtype not in EXPONENTS:
+        raise UnsharableCache(f"values of type {dtype}, which cannot be checked")
     return RankProfile(
         local_rank=parallel.rank % parallel.tensor_parallel_size,
         local_ranks=parallel.tensor_parallel_size,
