@@ -32,6 +32,8 @@ from edgellm.overlay.sockets import Parts, end_socket, send_some
 _FIRST_READ_BYTES = 16 << 10
 # Up to here one copy is cheaper than a second part of a system call.
 _JOINED_BYTES = 64 << 10
+# Larger ones wait for the last segment while the sender waits for room.
+_LOW_WATER_BYTES = 128 << 10
 _GONE = (errno.ENOTCONN, errno.EBADF)
 _IN, _OUT = select.EPOLLIN, select.EPOLLOUT
 
@@ -160,6 +162,7 @@ class _Joint:
         self._sealed_all = self._opened_all = False
         self._buffer = bytearray(_FIRST_READ_BYTES)  # grows to the largest record seen
         self._filled = 0
+        self._low_water = 1
         # What each is watched for; 0: not registered, for a hang-up would be reported for ever.
         self._cell_events = self._link_events = 0
         self._ended = False
@@ -227,6 +230,17 @@ class _Joint:
             raise ConnectionResetError("the link was cut")
         self._filled += count
         self._open_read()
+        self._wait_for_the_rest()
+
+    def _wait_for_the_rest(self) -> None:
+        """Of a large record the link wakes nobody for every few segments: bulk transfers spend most of their time on that."""
+        missing = 1
+        if self._filled >= HEADER_BYTES:
+            _, length = self._opener.parse(self._buffer[:HEADER_BYTES])
+            missing = max(1, min(HEADER_BYTES + length - self._filled, _LOW_WATER_BYTES))
+        if missing != self._low_water:
+            self._low_water = missing
+            self._link.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, missing)
 
     def _open_read(self) -> None:
         """Opens the records that are there, as far as the cell takes them."""
