@@ -30,7 +30,6 @@ from edgellm.wire import blocks_pb2, blocks_pb2_grpc
 
 log = structlog.get_logger(__name__)
 
-SOCKET = "blocks.sock"
 MAX_CALLS_AT_ONCE = 32
 """More are refused at once, which is a miss."""
 MAX_PIECES_AT_ONCE = 8

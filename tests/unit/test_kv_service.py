@@ -13,7 +13,8 @@ import grpc
 import pytest
 import trio
 
-from edgellm.kv.service import MAX_CALLS_AT_ONCE, SOCKET
+from edgellm.cluster.member import BLOCKS_SOCKET
+from edgellm.kv.service import MAX_CALLS_AT_ONCE, PART_BYTES
 from edgellm.wire import blocks_pb2 as pb
 from edgellm.wire import blocks_pb2_grpc
 from tests.unit.kv_in_memory import NAMES, PIECE, TOKENS, Asker, Node, some_piece, swarm
@@ -33,8 +34,8 @@ class Cell:
         request = pb.FindRequest(names=names, region=REGION, chunk_tokens=TOKENS)
         return await call(lambda: self.stub.Find(request, timeout=timeout_s))
 
-    async def store(self, name: bytes, content: bytes = PIECE) -> bool:
-        return (await call(lambda: self.stub.Store(parts(name, content), timeout=5))).kept
+    async def store(self, name: bytes, content: bytes = PIECE, region: pb.Region = REGION) -> bool:
+        return (await call(lambda: self.stub.Store(parts(name, content, region), timeout=5))).kept
 
     async def fetch(self, name: bytes) -> bytes:
         request = pb.FetchRequest(name=name, region=REGION)
@@ -45,10 +46,10 @@ async def call(work: Callable[[], T]) -> T:
     return await trio.to_thread.run_sync(work, abandon_on_cancel=True)
 
 
-def parts(name: bytes, content: bytes, part_bytes: int = 1 << 20) -> Iterator[pb.StorePart]:
-    yield pb.StorePart(name=name, region=REGION, data=content[:part_bytes])
-    for start in range(part_bytes, len(content), part_bytes):
-        yield pb.StorePart(data=content[start : start + part_bytes])
+def parts(name: bytes, content: bytes, region: pb.Region = REGION) -> Iterator[pb.StorePart]:
+    yield pb.StorePart(name=name, region=region, data=content[:PART_BYTES])
+    for start in range(PART_BYTES, len(content), PART_BYTES):
+        yield pb.StorePart(data=content[start : start + PART_BYTES])
 
 
 @asynccontextmanager
@@ -61,7 +62,7 @@ async def cells(directory: Path, count: int = 2) -> AsyncIterator[tuple[Asker, l
         stack.enter_context(asker.tracker.track(asker.scope, [node.address for node in nodes]))
         made = []
         for index, node in enumerate(nodes):
-            socket = directory / f"{index}.{SOCKET}"
+            socket = directory / f"{index}.{BLOCKS_SOCKET}"
             await stack.enter_async_context(node.kv.serve(asker.sharing(), socket))
             channel = stack.enter_context(grpc.insecure_channel(f"unix:{socket}"))
             made.append(Cell(blocks_pb2_grpc.BlocksStub(channel), node))  # type: ignore[no-untyped-call]
@@ -199,9 +200,9 @@ async def test_the_end_of_a_lease_ends_calls_that_are_under_way(tmp_path: Path) 
 
 async def test_a_socket_that_the_cell_replaces_hurts_nobody_else(tmp_path: Path) -> None:
     async with cells(tmp_path) as (_, [alice, bob]):
-        (tmp_path / f"0.{SOCKET}").unlink()
-        (tmp_path / f"0.{SOCKET}").symlink_to("/etc/passwd")
+        (tmp_path / f"0.{BLOCKS_SOCKET}").unlink()
+        (tmp_path / f"0.{BLOCKS_SOCKET}").symlink_to("/etc/passwd")
         assert await bob.store(NAMES[0])
-    assert (tmp_path / f"0.{SOCKET}").is_symlink()
+    assert (tmp_path / f"0.{BLOCKS_SOCKET}").is_symlink()
     assert Path("/etc/passwd").exists()
     assert alice.node.peer != bob.node.peer
