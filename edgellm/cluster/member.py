@@ -21,6 +21,7 @@ from edgellm.cluster.scratch import scratch_directory
 from edgellm.cluster.switchboard import Switchboard
 from edgellm.engine.backend import Backend, DeviceKind, MemberSpec, Role
 from edgellm.engine.backend import KvSharing as EngineKvSharing
+from edgellm.errors import CellError
 from edgellm.overlay.overlay import OverlayMember, OverlaySpec, open_overlay
 from edgellm.types.plan import ClusterPlan, KvSharing, Member
 
@@ -56,7 +57,7 @@ class PieceServer(Protocol):
     """The part of a node that serves KV pieces to cells (`edgellm.kv.node.KvNode`)."""
 
     def serve(self, kv: KvSharing, socket: Path) -> AbstractAsyncContextManager[None]:
-        """Serves `proto/blocks.proto` on `socket` while the context lasts. Raises OSError."""
+        """Serves `proto/blocks.proto` on `socket` while the context lasts. Raises CellError."""
 
 
 class Machine(Protocol):
@@ -132,7 +133,7 @@ async def serve_pieces(
         return
     try:
         await stack.enter_async_context(pieces.serve(plan.kv, directory / BLOCKS_SOCKET))
-    except OSError as error:
+    except CellError as error:
         log.warning("a cell shares no KV pieces: its socket cannot be made", error=str(error))
 
 

@@ -11,7 +11,7 @@ import structlog
 import trio
 
 from edgellm.blocks.store import BlockStore
-from edgellm.errors import ProtocolViolation
+from edgellm.errors import ProtocolViolation, unwrapped
 from edgellm.kv.exchange import Known, Use, serve_records
 from edgellm.kv.holdings import BlockFetcher, Holdings
 from edgellm.kv.index import HELD, open_index
@@ -49,10 +49,11 @@ class KvNode:
             self.holdings.providers.follow(kv.scope_id)
         self._sharings.append(sharing)
         try:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(_unharmed, sharing.run)
-                yield sharing
-                nursery.cancel_scope.cancel()
+            with unwrapped():
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(_unharmed, sharing.run)
+                    yield sharing
+                    nursery.cancel_scope.cancel()
         finally:
             self._sharings.remove(sharing)
             if shared:
@@ -60,7 +61,7 @@ class KvNode:
 
     @asynccontextmanager
     async def serve(self, kv: KvSharing, socket: Path) -> AsyncIterator[None]:
-        """Serves `proto/blocks.proto` for one lease on `socket` while the context lasts. Raises OSError."""
+        """Serves `proto/blocks.proto` for one lease on `socket` while the context lasts. Raises CellError."""
         # gRPC's server takes some 20 MB, which a host that shares nothing need not have.
         from edgellm.kv.service import serve_pieces
 

@@ -21,7 +21,7 @@ import grpc
 import structlog
 import trio
 
-from edgellm.errors import EdgeError
+from edgellm.errors import CellError, EdgeError, unwrapped
 from edgellm.kv.exchange import MAX_NAMES
 from edgellm.kv.names import NAME_BYTES
 from edgellm.kv.region import Region
@@ -46,34 +46,40 @@ T = TypeVar("T")
 
 @asynccontextmanager
 async def serve_pieces(sharing: Sharing, socket: Path) -> AsyncIterator[None]:
-    """Serves `sharing` on `socket` while the context lasts. Raises OSError where the socket cannot be made."""
-    async with trio.open_nursery() as nursery:
-        tasks = _Tasks(nursery)
-        server = grpc.server(
-            ThreadPoolExecutor(MAX_CALLS_AT_ONCE, thread_name_prefix="kv"),
-            maximum_concurrent_rpcs=MAX_CALLS_AT_ONCE,
-            options=[
-                ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-                ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
-                # Of one connection; over it the cell's side would wait instead of being refused.
-                ("grpc.max_concurrent_streams", 4 * MAX_CALLS_AT_ONCE),
-                ("grpc.max_metadata_size", 8192),
-            ],
-        )
-        blocks_pb2_grpc.add_BlocksServicer_to_server(_Servicer(sharing, tasks), server)  # type: ignore[no-untyped-call]
-        try:
-            if not server.add_insecure_port(f"unix:{socket}"):
-                raise OSError(f"cannot listen on {socket}")
-        except RuntimeError as error:
-            raise OSError(f"cannot listen on {socket}: {error}") from error
-        server.start()
-        try:
-            yield
-        finally:
-            nursery.cancel_scope.cancel()
-            stopped = server.stop(grace=0)
-            with trio.CancelScope(shield=True, deadline=trio.current_time() + STOP_S):
-                await trio.to_thread.run_sync(stopped.wait, STOP_S, abandon_on_cancel=True)
+    """Serves `sharing` on `socket` while the context lasts. Raises CellError where the socket cannot be made."""
+    with unwrapped():
+        async with trio.open_nursery() as nursery:
+            server = _server(sharing, _Tasks(nursery), socket)
+            server.start()
+            try:
+                yield
+            finally:
+                nursery.cancel_scope.cancel()
+                stopped = server.stop(grace=0)
+                with trio.CancelScope(shield=True, deadline=trio.current_time() + STOP_S):
+                    await trio.to_thread.run_sync(stopped.wait, STOP_S, abandon_on_cancel=True)
+
+
+def _server(sharing: Sharing, tasks: _Tasks, socket: Path) -> grpc.Server:
+    server = grpc.server(
+        ThreadPoolExecutor(MAX_CALLS_AT_ONCE, thread_name_prefix="kv"),
+        maximum_concurrent_rpcs=MAX_CALLS_AT_ONCE,
+        options=[
+            ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+            ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+            # Of one connection; over it the cell's side would wait instead of being refused.
+            ("grpc.max_concurrent_streams", 4 * MAX_CALLS_AT_ONCE),
+            ("grpc.max_metadata_size", 8192),
+        ],
+    )
+    blocks_pb2_grpc.add_BlocksServicer_to_server(_Servicer(sharing, tasks), server)  # type: ignore[no-untyped-call]
+    try:
+        bound = server.add_insecure_port(f"unix:{socket}")
+    except RuntimeError as error:
+        raise CellError(f"cannot listen on {socket}: {error}") from error
+    if not bound:
+        raise CellError(f"cannot listen on {socket}")
+    return server
 
 
 class _Tasks:

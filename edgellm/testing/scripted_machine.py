@@ -60,15 +60,15 @@ class ScriptedMachine:
 
     @asynccontextmanager
     async def _open(self, plan: ClusterPlan, own: Member) -> AsyncIterator[RunningMember]:
-        if self.refuse:
-            raise CellError(self.refuse, remedy="run `edgellm doctor`")
-        cell = ScriptedCell()
-        self.cells.append(cell)
-        try:
-            async with AsyncExitStack() as stack:
-                directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="e")))
+        async with AsyncExitStack() as stack:
+            directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="e")))
+            await serve_pieces(stack, self.pieces, plan, own, directory)
+            if self.refuse:
+                raise CellError(self.refuse, remedy="run `edgellm doctor`")
+            cell = ScriptedCell()
+            self.cells.append(cell)
+            try:
                 socket = directory / "engine.sock"
-                await serve_pieces(stack, self.pieces, plan, own, directory)
                 if own is plan.head:
                     stack.enter_context(scripted_engine(socket, self.script))
                 else:
@@ -77,6 +77,6 @@ class ScriptedMachine:
                     self.block_sockets.append(blocks)
                     stack.callback(self.block_sockets.remove, blocks)
                 yield RunningMember(cell, socket, "/model")
-        finally:
-            cell.say.close()
-            self.cells.remove(cell)
+            finally:
+                cell.say.close()
+                self.cells.remove(cell)

@@ -12,8 +12,9 @@ import grpc
 import pytest
 import trio
 
-from edgellm.errors import UsageError
+from edgellm.errors import HostLost, UsageError, unwrapped
 from edgellm.kv.index import open_index
+from edgellm.kv.node import KvNode
 from edgellm.kv.scope import ScopeKeys
 from edgellm.kv.tracker import Tracker
 from edgellm.paths import Paths
@@ -22,6 +23,7 @@ from edgellm.requester.choose import Wanted
 from edgellm.requester.kv import KvRequester, open_kv
 from edgellm.testing.memory_network import MemoryHub, open_hub
 from edgellm.testing.scripted_machine import ScriptedMachine
+from edgellm.types.plan import KvSharing
 from edgellm.wire import blocks_pb2 as pb
 from edgellm.wire import blocks_pb2_grpc
 from tests.unit.kv_in_memory import NAMES, PIECE, TOKENS, Node, Swarm
@@ -119,20 +121,34 @@ async def test_without_sharing_there_is_no_socket_and_nothing_in_the_plan(tmp_pa
 
 
 async def test_a_host_that_cannot_make_its_socket_still_runs_the_cluster(tmp_path: Path) -> None:
-    class Broken:
-        @asynccontextmanager
-        async def serve(self, kv: object, socket: Path) -> AsyncIterator[None]:
-            raise OSError("no space left on device")
-            yield
+    class Crowded:
+        def __init__(self, node: KvNode) -> None:
+            self.node = node
 
-    async with two_hosts(tmp_path) as (hub, [(alice, _), _]):
-        alice.machine.pieces = Broken()
+        @asynccontextmanager
+        async def serve(self, kv: KvSharing, socket: Path) -> AsyncIterator[None]:
+            async with self.node.serve(kv, socket / "not a directory"):
+                yield
+
+    async with two_hosts(tmp_path) as (hub, [(alice, of_alice), _]):
+        alice.machine.pieces = Crowded(of_alice.kv)
         async with (
             requester(hub, tmp_path) as asking,
             opened_cluster(asking, "tiny", None, Wanted(peers=("alice",)), lambda _: None),
         ):
             assert alice.machine.cells
             assert not alice.machine.block_sockets
+
+
+async def test_why_a_cell_cannot_be_made_is_told_where_it_would_have_shared(tmp_path: Path) -> None:
+    async with two_hosts(tmp_path) as (hub, [(alice, _), _]):
+        alice.machine.refuse = "no namespaces here"
+        with pytest.raises(HostLost, match="no namespaces here"), unwrapped():
+            async with (
+                requester(hub, tmp_path) as asking,
+                opened_cluster(asking, "tiny", None, Wanted(peers=("alice",)), lambda _: None),
+            ):
+                await trio.sleep(5)
 
 
 async def test_leaving_waits_no_longer_for_members_than_it_says(tmp_path: Path) -> None:
