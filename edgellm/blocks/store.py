@@ -27,7 +27,7 @@ class BlockStore(Protocol):
     """Blocks by the hash of their content. What `get` returns always matches its CID."""
 
     async def put(self, blocks: Sequence[bytes]) -> tuple[Cid, ...]:
-        """Keeps the blocks; returns once a crash cannot lose them.
+        """Keeps the blocks; returns once the end of this process cannot lose them.
 
         Raises BlockStoreFull when pinned blocks or the disk leave no room, UsageError for a block over `MAX_BLOCK_BYTES`.
         """

@@ -18,20 +18,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from edgellm.blocks.link import Link as Link
+
 LEAST_SAVING = 0.2
 PROBE_SHARE = 0.05
 ASSUMED_PREFILL_TOK_S = 2000.0
 """Where nothing is known: rather fast, so that only good links are used."""
 _PATIENCE = 2.0
 _LEAST_TIMEOUT_S = 0.1
-
-
-@dataclass(frozen=True, slots=True)
-class Link:
-    """What is known of the way to a holder; 0: not known."""
-
-    throughput_bytes_s: float = 0.0
-    rtt_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

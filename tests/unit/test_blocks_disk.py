@@ -1,0 +1,212 @@
+"""The embedded store: what it keeps it keeps whole, within its quota, and for several processes."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import trio
+
+from edgellm.blocks.cid import Cid
+from edgellm.blocks.disk import open_disk_store
+from edgellm.blocks.store import MAX_BLOCK_BYTES, StoreStat
+from edgellm.errors import BlockMissing, BlockStoreFull, UsageError
+
+QUOTA = 1 << 20
+
+
+def block(number: int, size: int = 1000) -> bytes:
+    return random.Random(number).randbytes(size)
+
+
+def test_cids_are_those_of_ipfs() -> None:
+    # As py-libp2p and `ipfs block put --cid-codec=raw` name "hello world" and nothing.
+    assert str(Cid.of(b"hello world")) == "bafkreifzjut3te2nhyekklss27nh3k72ysco7y32koao5eei66wof36n5e"
+    assert str(Cid.of(b"")) == "bafkreihdwdcefgh4dqkjv67uzcmw7ojee6xedzdetojuzjevtenxquvyku"
+    cid = Cid.of(b"x")
+    assert Cid.parse(str(cid)) == Cid.from_bytes(bytes(cid)) == cid
+    for wrong in ("", "zb2rhe5P4gXftAwvA4eXQ5HJwsER2owDyS9sKaQRRVQPn93bA", "bafybei", "b!!!", str(cid) + "a"):
+        with pytest.raises(UsageError):
+            Cid.parse(wrong)
+
+
+async def test_what_was_put_is_there_for_others_too(tmp_path: Path) -> None:
+    async with open_disk_store(tmp_path, QUOTA) as store, open_disk_store(tmp_path, QUOTA) as other:
+        blocks = [block(1), b"", block(2, 70_000), block(1)]
+        cids = await store.put(blocks)
+        assert cids == tuple(map(Cid.of, blocks))
+        for cid, content in zip(cids, blocks, strict=True):
+            assert await other.has(cid)
+            assert await other.get(cid) == content
+        assert await other.stat() == StoreStat(3, 71_000, 0, QUOTA)
+    async with open_disk_store(tmp_path, QUOTA) as again:
+        assert await again.get(cids[2]) == blocks[2]
+
+
+async def test_what_is_not_there_is_missing(tmp_path: Path) -> None:
+    async with open_disk_store(tmp_path, QUOTA) as store:
+        for ask in (store.get, store.pin):
+            with pytest.raises(BlockMissing):
+                await ask(Cid.of(b"never"))
+        assert not await store.has(Cid.of(b"never"))
+        await store.unpin(Cid.of(b"never"))
+        with pytest.raises(UsageError, match="at most"):
+            await store.put([bytes(MAX_BLOCK_BYTES + 1)])
+        assert await store.put([bytes(MAX_BLOCK_BYTES)][:0]) == ()
+
+
+async def test_the_least_recently_used_go_first_and_pinned_ones_never(tmp_path: Path) -> None:
+    async with open_disk_store(tmp_path, 10_000) as store:
+        cids = []
+        for number in range(10):
+            cids += await store.put([block(number)])
+        await store.pin(cids[0])
+        await store.get(cids[1])
+        (new,) = await store.put([block(100)])
+        assert [await store.has(cid) for cid in cids] == [True, True, False] + [True] * 7
+        assert await store.has(new)
+        with pytest.raises(BlockStoreFull, match="pinned"):
+            await store.put([block(200, 9500)])
+        assert (await store.stat()).used_bytes == 10_000
+        assert await store.gc() == 9000
+        assert await store.get(cids[0]) == block(0)
+        await store.unpin(cids[0])
+        assert await store.gc() == 1000
+        assert await store.stat() == StoreStat(0, 0, 0, 10_000)
+
+
+async def test_a_quota_of_nothing_keeps_nothing(tmp_path: Path) -> None:
+    async with open_disk_store(tmp_path, 0) as store:
+        with pytest.raises(BlockStoreFull):
+            await store.put([b"x"])
+
+
+async def test_ten_times_the_quota_goes_through(tmp_path: Path) -> None:
+    async with open_disk_store(tmp_path, QUOTA) as store:
+        for turn in range(40):
+            await store.put([block(turn * 100 + number, 64_000) for number in range(4)])
+            assert (await store.stat()).used_bytes <= QUOTA
+    on_disk = sum(path.stat().st_size for path in (tmp_path / "blocks").rglob("*") if path.is_file())
+    assert on_disk <= QUOTA
+
+
+@pytest.mark.parametrize("damage", [b"", b"something else", None])
+async def test_a_damaged_file_is_a_missing_block(tmp_path: Path, damage: bytes | None) -> None:
+    async with open_disk_store(tmp_path, QUOTA) as store:
+        (cid,) = await store.put([block(1)])
+        (path,) = (path for path in (tmp_path / "blocks").rglob("*") if path.is_file())
+        if damage is None:
+            path.unlink()
+        else:
+            path.write_bytes(damage)
+        with pytest.raises(BlockMissing):
+            await store.get(cid)
+        assert not await store.has(cid)
+        assert (await store.stat()).blocks == 0
+        await store.put([block(1)])
+        assert await store.get(cid) == block(1)
+
+
+@pytest.mark.parametrize("damage", ["removed", "garbage", "emptied"])
+async def test_the_index_is_made_anew_from_the_files(tmp_path: Path, damage: str) -> None:
+    async with open_disk_store(tmp_path, QUOTA) as store:
+        cids = await store.put([block(1), block(2)])
+    index = tmp_path / "index.sqlite"
+    if damage == "removed":
+        index.unlink()
+    elif damage == "garbage":
+        index.write_bytes(b"no database" * 1000)
+    else:
+        with sqlite3.connect(index) as database:
+            database.execute("DELETE FROM blocks")
+    async with open_disk_store(tmp_path, QUOTA) as store:
+        assert (await store.stat()).used_bytes == 2000
+        assert await store.get(cids[1]) == block(2)
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="mounting a small disk needs root")
+async def test_a_full_disk_is_said_and_leaves_nothing_half_written(tmp_path: Path) -> None:
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", tmp_path], check=True)
+    try:
+        async with open_disk_store(tmp_path, 1 << 30) as store:
+            with pytest.raises(BlockStoreFull, match="disk") as caught:
+                for number in range(40):
+                    await store.put([block(number, 200_000)])
+            assert caught.value.remedy
+            assert list((tmp_path / "new").iterdir()) == []
+            for path in (tmp_path / "blocks").rglob("*"):
+                if path.is_file():
+                    assert Cid.of(path.read_bytes()).digest.hex() == path.name
+    finally:
+        subprocess.run(["umount", tmp_path], check=True)
+
+
+async def test_a_thousand_small_ones_at_once(tmp_path: Path) -> None:
+    async with open_disk_store(tmp_path, QUOTA) as store:
+        cids = await store.put([block(number, 100) for number in range(1000)])
+        got: dict[Cid, bytes] = {}
+
+        async def get(cid: Cid) -> None:
+            got[cid] = await store.get(cid)
+
+        async with trio.open_nursery() as nursery:
+            for cid in cids:
+                nursery.start_soon(get, cid)
+        assert got == {cid: block(number, 100) for number, cid in enumerate(cids)}
+
+
+WRITER = """
+import sys, random, trio
+from pathlib import Path
+from edgellm.blocks.disk import open_disk_store
+
+async def main():
+    seed = random.Random(int(sys.argv[2]))
+    async with open_disk_store(Path(sys.argv[1]), 64 << 20) as store:
+        while True:
+            for cid in await store.put([seed.randbytes(50_000) for _ in range(8)]):
+                print(cid, flush=True)
+
+trio.run(main)
+"""
+
+
+def test_writers_that_are_killed_leave_no_wrong_block_and_lose_none(tmp_path: Path) -> None:
+    said: list[str] = []
+    for turn in range(8):
+        writers = [
+            subprocess.Popen(
+                [sys.executable, "-c", WRITER, str(tmp_path), str(2 * turn + number)],
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            for number in range(2)
+        ]
+        for writer in writers:
+            assert writer.stdout is not None
+            said.append(writer.stdout.readline().strip())
+        time.sleep(random.Random(turn).uniform(0, 0.1))
+        for writer in writers:
+            writer.send_signal(signal.SIGKILL)
+            assert writer.stdout is not None
+            said += writer.stdout.read().split()
+            writer.wait()
+    files = {path.name: path for path in (tmp_path / "blocks").rglob("*") if path.is_file()}
+    for name, path in files.items():
+        assert Cid.of(path.read_bytes()).digest.hex() == name
+
+    async def check() -> None:
+        async with open_disk_store(tmp_path, 64 << 20) as store:
+            assert list((tmp_path / "new").iterdir()) == []
+            assert (await store.stat()).blocks == len(files)
+            if (await store.stat()).used_bytes < 60 << 20:
+                assert {Cid.parse(text).digest.hex() for text in said if len(text) == 59} <= files.keys()
+
+    trio.run(check)
