@@ -64,6 +64,15 @@ def host(
             "--overlay-port", min=0, max=65535, help="TCP port for a cluster's own connections. Default: any."
         ),
     ] = 0,
+    kv_quota: Annotated[
+        str | None,
+        typer.Option(
+            "--kv-quota",
+            metavar="SIZE",
+            help="Disk for KV blocks of those who ask, for example 20GiB; 0: none. Default: a tenth of what is free, at most "
+            "20GiB.",
+        ),
+    ] = None,
     mdns: options.Mdns = False,
     announce: Annotated[
         list[str] | None,
@@ -117,9 +126,17 @@ def host(
         announce=tuple(announce or ()),
         relays=tuple(relay or ()),
         overlay_port=overlay_port,
+        kv_quota_bytes=parse_quota(kv_quota),
         grace_s=grace,
     )
     _run(host_options)
+
+
+def parse_quota(text: str | None) -> int | None:
+    """Bytes; None where nothing was said. Raises UsageError."""
+    if text is None:
+        return None
+    return 0 if text.strip() in ("0", "none") else parse_bytes(text)
 
 
 def _run(host_options: HostOptions) -> None:

@@ -3,6 +3,7 @@
 options      what the owner asked for
 devices      which devices are lent, and how much of them (pure); measuring them (a child process, cached)
 model_files  serves manifest, config and tokenizer to heads
+kv           keeps KV pieces for requesters, and serves them to cells here
 runner       the effects behind a lease: doorway, overlay and cell
 service      the whole of `edgellm host`: calls all of the above in order
 

@@ -29,6 +29,16 @@ class HostOptions:
     """Peers through which a machine is reached that nobody can connect to."""
     overlay_port: int = 0
     """TCP port for direct overlay connections; 0: any free one for each lease."""
+    kv_quota_bytes: int | None = None
+    """Disk for KV blocks of requesters; 0: none; None: `default_kv_quota` decides."""
     grace_s: float = 30.0
     """How long running leases may go on after the first Ctrl-C."""
     backend: str = "vllm"
+
+
+_MOST_KV_BYTES = 20 << 30
+
+
+def default_kv_quota(free_bytes: int) -> int:
+    """Disk for KV blocks where the owner said nothing: a tenth of what is free, at most 20 GiB."""
+    return min(_MOST_KV_BYTES, max(0, free_bytes) // 10)

@@ -21,6 +21,7 @@ from edgellm.discovery.publish import Publisher
 from edgellm.engine.registry import load_backend
 from edgellm.errors import CellError, unwrapped
 from edgellm.hosting.devices import lend, measure
+from edgellm.hosting.kv import open_host_kv
 from edgellm.hosting.model_files import ServedModel, serve_model_files
 from edgellm.hosting.options import HostOptions
 from edgellm.hosting.runner import CellRunner
@@ -162,9 +163,12 @@ async def run_host(
             relays=options.relays,
             mdns=options.mdns,
         )
-        async with open_node(config) as network:
+        async with (
+            open_node(config) as network,
+            open_host_kv(network, paths, options.kv_quota_bytes) as pieces,
+        ):
             machine = CellMachine(
-                backend, paths.runtime, options.threads or usable_threads(), options.isolation
+                backend, paths.runtime, options.threads or usable_threads(), options.isolation, pieces
             )
             runner = CellRunner(
                 network,

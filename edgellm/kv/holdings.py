@@ -80,16 +80,26 @@ class Holdings:
         known = await self.index.find(scope, names, holder=self.peer)
         there: dict[bytes, tuple[Record, ...]] = {}
         for name, records in known.items():
-            whole = tuple([record for record in records if await self.has(record)])
+            # The ends only: blocks of a piece are put, used and evicted together, and a fetch notices what is missing.
+            whole = tuple(
+                [
+                    record
+                    for record in records
+                    if await self._has(record, record.cids[:: max(1, len(record.cids) - 1)])
+                ]
+            )
             if whole:
                 there[name] = whole
         return there
 
     async def has(self, record: Record) -> bool:
         """Whether all blocks of a piece are here; its own record goes where they are not."""
+        return await self._has(record, record.cids)
+
+    async def _has(self, record: Record, cids: Sequence[Cid]) -> bool:
         if self.store is None:
             return False
-        for cid in record.cids:
+        for cid in cids:
             if not await self.store.has(cid):
                 if record.holder == self.peer:
                     await self.index.forget(record)
