@@ -61,6 +61,10 @@ class BlockMissing(EdgeError):
     """Nobody that was asked has the block, or what they had was not it."""
 
 
+class BlocksNotSent(BlockMissing):
+    """A holder could not be reached, broke off, fell silent, or sent something else."""
+
+
 class BlockStoreFull(EdgeError):
     """Pinned blocks, the quota or the disk leave no room for another block."""
 

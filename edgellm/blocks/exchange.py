@@ -16,7 +16,7 @@ import trio
 from edgellm.blocks.cid import Cid
 from edgellm.blocks.link import Link
 from edgellm.blocks.store import MAX_BLOCK_BYTES, BlockStore
-from edgellm.errors import BlockMissing, NetworkError, ProtocolViolation
+from edgellm.errors import BlockMissing, BlocksNotSent, NetworkError, ProtocolViolation
 from edgellm.p2p.network import Network, PeerAddress, Stream
 
 log = structlog.get_logger(__name__)
@@ -80,7 +80,8 @@ class BlockExchange:
     ) -> list[bytes]:
         """The blocks, each of which matches its CID, in order; what one holder does not give the next one is asked for.
 
-        Raises BlockMissing when some are not had within `timeout_s`; it names the holders and what each one did.
+        Raises BlockMissing when the holders do not have some, BlocksNotSent when one of them failed or some are not had within
+        `timeout_s`; it names the holders and what each one did.
         """
         blocks: dict[Cid, bytes] = {}
         troubles: list[str] = []
@@ -99,7 +100,8 @@ class BlockExchange:
             if deadline.cancelled_caught:
                 troubles.append(f"no answer within {timeout_s:.1f} s")
             why = "; ".join(troubles) or f"{len(holders)} holders do not have them"
-            raise BlockMissing(f"{len(missing)} of {len(cids)} blocks are missing: {why}")
+            kind = BlocksNotSent if troubles else BlockMissing
+            raise kind(f"{len(missing)} of {len(cids)} blocks are missing: {why}")
         return [blocks[cid] for cid in cids]
 
     async def _ask(self, holder: PeerAddress, cids: Sequence[Cid], into: dict[Cid, bytes]) -> None:

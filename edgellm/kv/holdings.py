@@ -26,7 +26,7 @@ class BlockFetcher(Protocol):
     async def fetch(
         self, cids: Sequence[Cid], holders: Sequence[PeerAddress], *, timeout_s: float
     ) -> list[bytes]:
-        """The blocks, each of which matches its CID, in order. Raises BlockMissing, NetworkError."""
+        """The blocks, each of which matches its CID, in order. Raises BlockMissing; BlocksNotSent where a holder failed."""
 
     def link(self, holder: str) -> Link:
         """What was measured of the way to `holder`."""

@@ -17,7 +17,7 @@ import trio
 
 from edgellm.blocks.cid import Cid
 from edgellm.blocks.store import MAX_BLOCK_BYTES
-from edgellm.errors import BlockMissing, EdgeError, NetworkError
+from edgellm.errors import BlockMissing, BlocksNotSent, EdgeError, NetworkError
 from edgellm.kv.announcer import Announcer
 from edgellm.kv.exchange import Known, Use, announce, ask_find
 from edgellm.kv.holdings import Holdings
@@ -351,7 +351,7 @@ class Sharing:
 
     async def _failed(self, record: Record, error: EdgeError) -> None:
         self._node.figures.add("fetch_failures")
-        if not isinstance(error, BlockMissing):
+        if not isinstance(error, BlockMissing) or isinstance(error, BlocksNotSent):
             self._avoid(record.holder, UNREACHABLE_S)
             return
         # An honest holder whose disk was needed for something else: the record goes, the holder stays.

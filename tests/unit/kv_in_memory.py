@@ -13,7 +13,7 @@ import trio
 
 from edgellm.blocks.cid import Cid
 from edgellm.blocks.store import StoreStat
-from edgellm.errors import BlockMissing, BlockStoreFull, NetworkError
+from edgellm.errors import BlockMissing, BlocksNotSent, BlockStoreFull
 from edgellm.kv.gate import Link
 from edgellm.kv.holdings import Holdings
 from edgellm.kv.index import RecordIndex, open_index
@@ -95,9 +95,9 @@ class MemoryFetcher:
         with trio.move_on_after(timeout_s):
             await trio.sleep(self.slow_s.get(holder, 0))
             if holder in self.dead:
-                raise NetworkError(f"cannot reach peer {holder}")
+                raise BlocksNotSent(f"cannot reach peer {holder}")
             return [await self.stores[holder].get(cid) for cid in cids]
-        raise NetworkError(f"peer {holder} did not answer")
+        raise BlocksNotSent(f"peer {holder} did not answer")
 
 
 @dataclass
