@@ -27,7 +27,7 @@ _CONFIG_KEY = "edgellm"
 _JOIN_TIMEOUT_S = 120.0
 _RESERVE_TIMEOUT_S = 30.0
 _POLL_S = 0.05
-_LOAD_POLL_S = 0.004
+_LOAD_POLL_S = 0.01
 
 
 def placement_config(addresses_by_rank: list[str]) -> dict[str, Any]:

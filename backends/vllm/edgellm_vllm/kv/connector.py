@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lmcache.integration.vllm.lmcache_mp_connector import LMCacheMPConnector
 from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorRole
@@ -50,7 +50,11 @@ class StageConnector(LMCacheMPConnector):
                 log.exception("this rank shares no KV: its cache is of a kind that is not known here")
         super().register_kv_caches(kv_caches)
 
-
-def import_connector() -> Any:
-    """Imports it, ahead of time; the class."""
-    return StageConnector
+    def wait_for_save(self) -> None:
+        """As the base class, which ends the rank, and so the engine, where a server has died since its last heartbeat."""
+        try:
+            super().wait_for_save()
+        except TimeoutError:
+            log.warning("LMCache's server takes no KV: what was computed now is not shared")
+            # As after a heartbeat without an answer: the next one that has one undoes it.
+            self.worker_adapter._health_event.clear()

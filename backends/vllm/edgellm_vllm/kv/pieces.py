@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import queue
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ log = logging.getLogger(__name__)
 
 _REMEMBERED = 65536
 _REPORTS_WAITING = 1024
+_REPORT_AFTER_S = 0.5
 
 
 class Chunk(NamedTuple):
@@ -40,6 +42,8 @@ class Source:
     name: bytes
     region: Region
     holder: str
+    came_at: float
+    """Of `time.monotonic`."""
 
 
 class Pieces:
@@ -79,6 +83,9 @@ class Pieces:
     def _report_all(self) -> None:
         while True:
             source, outcome, tokens = self._reports.get()
+            if outcome == "used":
+                # After the answer's first token rather than in its way.
+                time.sleep(max(0.0, source.came_at + _REPORT_AFTER_S - time.monotonic()))
             self.node.report(source.name, source.region, source.holder, outcome, tokens)
 
 
@@ -165,7 +172,7 @@ class RankPieces:
         if fetched is None:
             return None
         sealed, holder = fetched
-        source = Source(name, piece.region, holder)
+        source = Source(name, piece.region, holder, time.monotonic())
         if len(sealed) != sealed_bytes:
             self._refuse(source, "wrong size")
             return None

@@ -12,9 +12,9 @@ from edgellm_vllm.kv.settings import SERVER_PORT
 
 # Servers start with their members and take 3 to 8 s, less than what the head has imported by now.
 _SERVERS_TIMEOUT_S = 15.0
-_MESSAGE_TIMEOUT_S = 8.0
-"""vLLM stands still for as long when a server dies between a lookup and its load (LMCache's default: 300 s)."""
-_HEARTBEAT_S = 5.0
+_MESSAGE_TIMEOUT_S = 5.0
+"""vLLM stands still for as long when a server dies before a load or a store (LMCache's default: 300 s)."""
+_HEARTBEAT_S = 3.0
 
 
 def silent_members(addresses: Sequence[str], timeout_s: float = _SERVERS_TIMEOUT_S) -> list[str]:
