@@ -92,7 +92,12 @@ class Blocks(blocks_pb2_grpc.BlocksServicer):
     def count(self, call: str) -> int:
         return sum(name == call for name, _ in self.calls)
 
-    def outcomes(self) -> set[str]:
+    def outcomes(self, number: int, timeout_s: float = 10) -> set[str]:
+        """What at least that many reports say. Cells send them after the answer."""
+        deadline = time.monotonic() + timeout_s
+        while len(self.reports) < number:
+            assert time.monotonic() < deadline, f"{len(self.reports)} of {number} reports"
+            time.sleep(0.02)
         return {report.outcome for report in self.reports}
 
     def wait_for_pieces(self, number: int, timeout_s: float = 20) -> None:

@@ -6,9 +6,6 @@ may differ from it in the last bits.
 
 from __future__ import annotations
 
-import os
-import secrets
-import signal
 import tempfile
 import time
 from collections.abc import Iterator
@@ -22,8 +19,9 @@ from edgellm_vllm.kv.node import SILENCE_S
 from edgellm.kv.region import Region
 from edgellm.wire import backend_pb2 as pb
 from tests.integration.block_service import Service, block_service
+from tests.integration.kv_answers import Answer, Written, ask, kill_server, load, nearly_says, write
 from tests.integration.kv_model import make_model, prompt
-from tests.integration.vllm_cluster import HEAD, MODEL_PATH, Cluster, cluster, stages, wait_for_event
+from tests.integration.vllm_cluster import Cluster, cluster
 
 pytestmark = pytest.mark.root
 
@@ -35,58 +33,6 @@ FIND_S, FETCH_S = 2.0, 4.0
 PROMPTS = 24
 # A prompt is computed in well under this on two shared cores.
 COMPUTE_S = 10.0
-
-
-@dataclass(frozen=True)
-class Answer:
-    tokens: tuple[int, ...]
-    logprobs: tuple[float, ...]
-    cached_tokens: int
-    seconds: float
-
-    def says(self, other: Answer) -> bool:
-        """Bit by bit."""
-        return (self.tokens, self.logprobs) == (other.tokens, other.logprobs)
-
-
-@dataclass(frozen=True)
-class Written:
-    """What the first cluster said to one prompt: computed, and from its own prefix cache."""
-
-    computed: Answer
-    from_cache: Answer
-
-
-def ask(running: Cluster, ids: list[int], answer_tokens: int = 16) -> Answer:
-    sampling = pb.SamplingParams(max_tokens=answer_tokens, ignore_eos=True, logprobs=True)
-    request = pb.GenerateRequest(
-        request_id=secrets.token_hex(8), tokens=pb.Tokens(ids=ids), sampling=sampling
-    )
-    begun = time.monotonic()
-    events = list(running.stub.Generate(request, timeout=90))
-    return Answer(
-        tuple(token for event in events for token in event.token_ids),
-        tuple(value for event in events for value in event.logprobs),
-        events[0].cached_prompt_tokens,
-        time.monotonic() - begun,
-    )
-
-
-def load(running: Cluster, tensor_parallel: int, *layers: tuple[int, int]) -> list[pb.LoadEvent]:
-    wait_for_event(running, 0, "serving", 60)
-    for worker in range(1, len(running.members)):
-        wait_for_event(running, worker, "joined", 60)
-    request = pb.LoadRequest(
-        model_path=MODEL_PATH,
-        head_address=HEAD,
-        tensor_parallel=tensor_parallel,
-        stages=stages(*layers),
-        max_model_len=1024,
-        kv_cache_bytes=128 << 20,
-        max_num_seqs=16,
-        share_kv=True,
-    )
-    return list(running.stub.Load(request, timeout=200))
 
 
 @pytest.fixture(scope="module")
@@ -108,10 +54,7 @@ def written(service: Service, model: Path) -> list[Written]:
     with cluster([1, 1], model, kv=service.kv) as running:
         events = load(running, 1, (0, 2), (2, LAYERS))
         assert events[-1].loaded.shares_kv
-        said = []
-        for seed in range(PROMPTS):
-            computed = ask(running, prompt(seed, PROMPT_TOKENS))
-            said.append(Written(computed, ask(running, prompt(seed, PROMPT_TOKENS))))
+        said = [write(running, prompt(seed, PROMPT_TOKENS)) for seed in range(PROMPTS)]
         service.blocks.wait_for_pieces(PROMPTS * 2 * WHOLE_CHUNKS // CHUNK)
     assert all(each.computed.cached_tokens == 0 for each in said)
     assert all(each.from_cache.cached_tokens == WHOLE_CHUNKS for each in said)
@@ -134,7 +77,7 @@ def shards(service: Service, written: list[Written], model: Path) -> Shards:
     with cluster([2], model, kv=service.kv) as running:
         load(running, 2, (0, LAYERS))
         of_stages = ask(running, prompt(0, PROMPT_TOKENS))
-        own = Written(*(ask(running, prompt(1000, PROMPT_TOKENS)) for _ in range(2)))
+        own = write(running, prompt(1000, PROMPT_TOKENS))
         service.blocks.wait_for_pieces(before + 2 * WHOLE_CHUNKS // CHUNK)
     return Shards(of_stages, own)
 
@@ -149,7 +92,8 @@ def reader(service: Service, shards: Shards, model: Path) -> Iterator[Cluster]:
 
 @pytest.fixture(autouse=True)
 def honest(service: Service) -> Iterator[None]:
-    """Each test begins with a service that does nothing wrong, and no reports."""
+    """Each test begins with a service that does nothing wrong, and no reports: also none of an answer before."""
+    time.sleep(0.8)
     service.blocks.reports.clear()
     yield
     service.blocks.hang.clear()
@@ -162,8 +106,9 @@ def test_two_stages_pieces_serve_one_rank_bit_by_bit(
     answer = ask(reader, prompt(0, PROMPT_TOKENS))
     assert answer.cached_tokens == WHOLE_CHUNKS
     assert answer.says(written[0].from_cache)
-    assert {(report.outcome, report.tokens) for report in service.blocks.reports} == {("used", CHUNK)}
-    assert len(service.blocks.reports) == 2 * WHOLE_CHUNKS // CHUNK
+    pieces = 2 * WHOLE_CHUNKS // CHUNK
+    assert service.blocks.outcomes(pieces) == {"used"}
+    assert [report.tokens for report in service.blocks.reports] == [CHUNK] * pieces
 
 
 def test_two_stages_pieces_serve_two_tensor_parallel_ranks(shards: Shards, written: list[Written]) -> None:
@@ -175,12 +120,6 @@ def test_tensor_parallel_ranks_pieces_serve_one_rank(reader: Cluster, shards: Sh
     answer = ask(reader, prompt(1000, PROMPT_TOKENS))
     assert answer.cached_tokens == WHOLE_CHUNKS
     nearly_says(answer, shards.own.from_cache)
-
-
-def nearly_says(answer: Answer, reference: Answer) -> None:
-    """Sums of two ranks differ from one rank's in their last bits; a wrong KV cache differs by 1 and more."""
-    assert answer.tokens[0] == reference.tokens[0]
-    assert abs(answer.logprobs[0] - reference.logprobs[0]) < 0.1
 
 
 def test_what_is_not_shared_in_whole_chunks_is_computed(reader: Cluster, written: list[Written]) -> None:
@@ -208,7 +147,7 @@ def test_a_chunk_that_is_gone_ends_what_is_reused(
     assert answer.cached_tokens < WHOLE_CHUNKS
     assert answer.cached_tokens % CHUNK == 0
     assert answer.tokens[0] == written[2].computed.tokens[0]
-    assert "wrong size" in service.blocks.outcomes()
+    assert "wrong size" in service.blocks.outcomes(1)
 
 
 def flipped(name: bytes, region: Region, content: bytes) -> bytes:
@@ -238,7 +177,7 @@ def test_spoiled_pieces_are_misses(
     answer = ask(reader, prompt(seed, PROMPT_TOKENS))
     assert answer.cached_tokens == 0
     assert answer.says(written[seed].computed)
-    assert service.blocks.outcomes() == {outcome}
+    assert service.blocks.outcomes(1) == {outcome}
 
 
 def test_another_chunk_under_a_right_name_is_a_miss(
@@ -257,7 +196,7 @@ def test_another_chunk_under_a_right_name_is_a_miss(
     answer = ask(reader, prompt(6, PROMPT_TOKENS))
     assert answer.cached_tokens == 0
     assert answer.says(written[6].computed)
-    assert service.blocks.outcomes() == {"not authentic"}
+    assert service.blocks.outcomes(1) == {"not authentic"}
 
 
 def test_another_region_under_a_right_name_is_a_miss(
@@ -277,7 +216,7 @@ def test_another_region_under_a_right_name_is_a_miss(
         service.blocks.pieces.update(exchanged)
     assert answer.cached_tokens == 0
     assert answer.says(written[7].computed)
-    assert "used" not in service.blocks.outcomes()
+    assert "used" not in service.blocks.outcomes(1)
 
 
 def test_a_fetch_that_hangs_costs_its_deadline(
@@ -316,9 +255,7 @@ def test_finds_that_never_return_cost_their_deadline_twelve_at_once(
 def test_without_its_server_the_engine_answers_and_a_new_load_shares_nothing(
     reader: Cluster, written: list[Written]
 ) -> None:
-    for pid in descendants(reader.members[1].pid):
-        if "lmcache.v1.multiprocess.server" in command_line(pid):
-            os.kill(pid, signal.SIGKILL)
+    kill_server(reader, 1)
     answer = ask(reader, prompt(23, PROMPT_TOKENS))
     assert answer.cached_tokens == 0
     assert answer.says(written[23].computed)
@@ -329,12 +266,3 @@ def test_without_its_server_the_engine_answers_and_a_new_load_shares_nothing(
     assert not events[-1].loaded.shares_kv
     assert any(event.phase.detail.startswith("off: no LMCache server answers") for event in events)
     assert ask(reader, prompt(23, PROMPT_TOKENS)).says(written[23].computed)
-
-
-def descendants(pid: int) -> list[int]:
-    children = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    return children + [below for child in children for below in descendants(child)]
-
-
-def command_line(pid: int) -> str:
-    return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
