@@ -44,6 +44,8 @@ PUT_BEHIND = 8
 """Fetches of some blocks each that may wait for the disk; what is more is not kept here."""
 QUIET_S = 0.2
 """A cell that has stored nothing for so long has nothing left to store: it does so beside the answer, not after it."""
+REPORTS_S = 1.2
+"""How long reports of fetched pieces are waited for: a cell sends them after the answer, and of some none."""
 GONE = "gone"
 """What a member says of a piece that its holder does not have any more."""
 REPEATED = 2048
@@ -233,9 +235,12 @@ class Sharing:
         self._announcer.say(Use(name, region, record.holder, outcome.value, tokens, record.size_bytes))
 
     async def settle(self) -> None:
-        """Returns once the cell has stored nothing for a moment, and the tracker was told all that there is to tell."""
-        self._stored_at = trio.current_time()
+        """Returns once the cell has stored nothing for a moment and said what became of what it fetched, and the tracker was
+        told all that there is to tell."""
+        begun = self._stored_at = trio.current_time()
         while self._storing or trio.current_time() < self._stored_at + QUIET_S:
+            await trio.sleep(QUIET_S / 10)
+        while self._fetched and trio.current_time() < begun + REPORTS_S:
             await trio.sleep(QUIET_S / 10)
         await self._announcer.settle()
 
