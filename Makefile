@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 BENCH  ?= main
 
-.PHONY: setup demo test unit lint format proto bench clean
+.PHONY: setup peers demo test unit lint format proto bench clean
 
 setup:
 	setup/system.sh
@@ -13,8 +13,12 @@ setup:
 demo: setup
 	$(BIN)/edgellm demo
 
+# IPFS implementations of others, from npm, for the tests.
+peers:
+	setup/ipfs_peers.sh
+
 # Everything: units, real libp2p and engines, hosts in network namespaces (these need root). Under 25 minutes on 2 cores.
-test: setup
+test: setup peers
 	$(BIN)/python -m pytest tests
 
 # No engine, no root, under a minute.
