@@ -37,6 +37,11 @@ class Paths:
         return self.cache / "kv"
 
     @property
+    def blocks(self) -> Path:
+        """The embedded block store. A cache: what is lost is computed again."""
+        return self.kv / "blocks"
+
+    @property
     def sessions(self) -> Path:
         return self.runtime / "s"
 

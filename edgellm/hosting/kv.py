@@ -35,7 +35,7 @@ async def open_host_kv(
                 quota_bytes = default_kv_quota(psutil.disk_usage(str(paths.kv)).free)
             store = None
             if quota_bytes:
-                store = await stack.enter_async_context(open_disk_store(paths.kv / "blocks", quota_bytes))
+                store = await stack.enter_async_context(open_disk_store(paths.blocks, quota_bytes))
                 serve_blocks(network, store)
             fetcher = BlockExchange(network)
             node = await stack.enter_async_context(open_kv_node(network, paths.kv, store, fetcher))
