@@ -2,7 +2,7 @@
 
 cid        what a block is called
 store      the interface, and what every implementation promises
-disk       the embedded one: quota, least recently used out first; its blocks in `files`, its bookkeeping in `ledger`
+disk       the embedded one: quota, least recently used out first
 files      its blocks on disk
 ledger     what it remembers of each
 kubo       one that a user's IPFS daemon keeps (`kubo_rpc`: the daemon's RPC; `kubo_ledger`: which of its blocks are ours)
