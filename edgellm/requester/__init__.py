@@ -4,6 +4,7 @@ discover     who offers the model now -> candidates (network), or a clear reason
 model_files  manifest, config and tokenizer from a host, checked against the digest
 choose       question + model + candidates -> what to ask of the planner (pure)
 kv           the secret of its scope, and who keeps which KV pieces of it
+prefill      how fast clusters really computed prompts
 lease        plan, reserve, and plan again without those who refuse
 ask          the life of a question: discover, plan, lease, bring up, generate, tear down
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import structlog
+import trio
 
 from edgellm.cluster.head import Cluster, Progress, bring_up, loss_explained
 from edgellm.cluster.member import Machine
@@ -80,8 +81,11 @@ async def ask(requester: Requester, model: str, question: Question, wanted: Want
     with unwrapped():
         async with opened_cluster(requester, model, question, wanted, watcher.progress) as opened:
             watcher.ready(opened)
+            on_piece = (
+                watcher.piece if requester.kv is None else _learning(requester.kv, opened, watcher.piece)
+            )
             async with loss_explained():
-                await answer(opened, question, watcher.piece)
+                await answer(opened, question, on_piece)
 
 
 async def answer(opened: OpenedCluster, question: Question, on_piece: Callable[[Piece], None]) -> None:
@@ -91,6 +95,24 @@ async def answer(opened: OpenedCluster, question: Question, on_piece: Callable[[
     async with aclosing(opened.cluster.engine.generate(bounded, secrets.token_hex(8))) as pieces:
         async for piece in pieces:
             on_piece(piece)
+
+
+def _learning(
+    kv: KvRequester, opened: OpenedCluster, on_piece: Callable[[Piece], None]
+) -> Callable[[Piece], None]:
+    """`on_piece`, and what the first one tells of prefill speed."""
+    asked_at, first = trio.current_time(), True
+
+    def heard(piece: Piece) -> None:
+        nonlocal first
+        if first and not piece.cached_prompt_tokens:
+            predicted = opened.cluster.stages.prediction.prefill_tok_s
+            seconds = trio.current_time() - asked_at
+            kv.prefill.saw(opened.cluster.plan.digest, predicted, tokens=piece.prompt_tokens, seconds=seconds)
+        first = False
+        on_piece(piece)
+
+    return heard
 
 
 @asynccontextmanager
@@ -121,7 +143,7 @@ async def opened_cluster(
                 issued_at=requester.now(),
                 sequences=wanted.sequences,
                 on_progress=on_progress,
-                kv=requester.kv.sharing(network, lease.stages.prediction.prefill_tok_s)
+                kv=requester.kv.sharing(network, offers.digest, lease.stages.prediction.prefill_tok_s)
                 if requester.kv
                 else None,
             ) as cluster:

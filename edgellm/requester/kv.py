@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from edgellm.p2p.network import Network, PeerAddress
 from edgellm.paths import Paths
+from edgellm.requester.prefill import PrefillRatios
 from edgellm.types.plan import KvSharing
 
 if TYPE_CHECKING:
@@ -24,10 +25,12 @@ class KvRequester:
     """"session", "swarm" or "public"."""
     scope_id: bytes
     secret: bytes = field(repr=False)
+    prefill: PrefillRatios
 
-    def sharing(self, network: Network, prefill_tok_s: float) -> KvSharing:
-        """For the plan of a cluster that is predicted to compute prompts at this speed."""
+    def sharing(self, network: Network, digest: str, predicted_tok_s: float) -> KvSharing:
+        """For the plan of a cluster of the model `digest` that is predicted to compute prompts at this speed."""
         addresses = tuple(address.rsplit("/p2p/", 1)[0] for address in network.addresses)
+        prefill_tok_s = self.prefill.expected_tok_s(digest, predicted_tok_s)
         return KvSharing(self.scope, self.scope_id, self.secret, network.peer, addresses, prefill_tok_s)
 
 
@@ -55,4 +58,5 @@ def open_kv(network: Network, paths: Paths, scope: str) -> Iterator[KvRequester]
     secret = scope_secret(scope, paths)
     paths.kv.mkdir(mode=0o700, exist_ok=True)
     with open_index(paths.kv / TRACKED) as index:
-        yield KvRequester(Tracker(network, index), scope, ScopeKeys.derive(secret).scope_id, secret)
+        prefill = PrefillRatios(paths.kv / "prefill.json")
+        yield KvRequester(Tracker(network, index), scope, ScopeKeys.derive(secret).scope_id, secret, prefill)

@@ -21,6 +21,7 @@ from edgellm.paths import Paths
 from edgellm.requester.ask import Requester, opened_cluster
 from edgellm.requester.choose import Wanted
 from edgellm.requester.kv import KvRequester, open_kv
+from edgellm.requester.prefill import PrefillRatios
 from edgellm.testing.memory_network import MemoryHub, open_hub
 from edgellm.testing.scripted_machine import ScriptedMachine
 from edgellm.types.plan import KvSharing
@@ -50,7 +51,13 @@ async def requester(hub: MemoryHub, directory: Path, secret: bytes = SECRET) -> 
     asking = join_requester(hub, directory / "models")
     scope_id = ScopeKeys.derive(secret).scope_id
     with open_index(directory / f"{scope_id[:8].hex()}.sqlite") as index:
-        kv = KvRequester(Tracker(asking.network, index), "session", scope_id, secret)
+        kv = KvRequester(
+            Tracker(asking.network, index),
+            "session",
+            scope_id,
+            secret,
+            PrefillRatios(directory / "prefill.json"),
+        )
         yield replace(asking, kv=kv)
 
 
@@ -174,7 +181,7 @@ async def test_a_user_has_one_scope_and_one_memory_of_it(tmp_path: Path) -> None
         with open_kv(hub.join(), paths, "session") as first, open_kv(hub.join(), paths, "session") as second:
             assert first.scope_id == second.scope_id == ScopeKeys.derive(first.secret).scope_id
             assert first.secret.hex() not in repr(first)
-            assert first.sharing(hub.join(), 10.0).prefill_tok_s == 10.0
+            assert first.sharing(hub.join(), "digest", 10.0).prefill_tok_s == 10.0
         with open_kv(hub.join(), paths, "public") as public:
             assert public.scope_id != first.scope_id
         with pytest.raises(UsageError, match="private swarm"), open_kv(hub.join(), paths, "swarm"):
