@@ -56,8 +56,9 @@ class Process:
         self._started = time.monotonic()
         self._news = threading.Condition()
         self._popen = subprocess.Popen(
-            # Its own session, like a shell's foreground job: Ctrl-C reaches all of it and nothing else.
-            [*enter, "setsid", "env", "-C", str(cwd), *argv],
+            # Its own session, like a shell's foreground job: Ctrl-C reaches all of it and nothing else, and is not ignored even
+            # if the tests themselves run in a shell's background.
+            [*enter, "setsid", "env", "--default-signal=INT,QUIT", "-C", str(cwd), *argv],
             env=dict(env),
             stdin=subprocess.PIPE if input else subprocess.DEVNULL,
             stdout=subprocess.PIPE,
