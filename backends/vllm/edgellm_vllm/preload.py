@@ -1,4 +1,4 @@
-"""Imports what a rank needs, by being imported: Ray does that in the worker that it starts before there is work for it."""
+"""Makes a process ready to be a rank, by being imported: Ray does that in the worker that it starts before there is work."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ def _import_rank_modules() -> None:
     from vllm.utils.import_utils import resolve_obj_by_qualname
 
     import edgellm_vllm.placement
+    from edgellm_vllm.gloo import share_one_device
     from edgellm_vllm.kv.settings import may_share
     from edgellm_vllm.models import import_model_class
 
+    share_one_device()
     if current_platform.is_cpu():
         import edgellm_vllm.worker
     else:
