@@ -8,6 +8,7 @@ each of these crosses two carriers. Here a step is one message and one answer, a
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -33,6 +34,27 @@ def _moves_nothing(metadata: Any) -> bool:
     return metadata is None or not (
         getattr(metadata, "requests", True) or getattr(metadata, "need_flush_before_forward", True)
     )
+
+
+def go_on_after_results() -> None:
+    """In an engine core that is being made: the next step follows a result at once.
+
+    With several stages vLLM's core waits for a result in a call that schedules nothing, since the only request is under way; it
+    then takes itself for idle and sleeps a millisecond before it schedules the next token.
+    """
+    from vllm.v1.engine.core import EngineCore
+
+    original = EngineCore.step_with_batch_queue
+    if getattr(original, "goes_on", False):
+        return
+
+    @functools.wraps(original)
+    def step(core: EngineCore) -> tuple[Any, bool]:
+        outputs, executed = original(core)
+        return outputs, executed or bool(outputs)
+
+    step.goes_on = True  # type: ignore[attr-defined]
+    EngineCore.step_with_batch_queue = step
 
 
 class Constrained:
