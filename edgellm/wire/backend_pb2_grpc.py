@@ -73,7 +73,7 @@ class BackendServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Generate(self, request, context):
-        """Streams tokens as they are made. Cancelling the call aborts the request in the engine.
+        """Streams tokens as they are made; those that come within a few hundredths of a second may share an event. Cancelling the call aborts the request in the engine.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -12,6 +12,7 @@ import grpc
 from edgellm.wire import backend_pb2 as pb
 from edgellm.wire import backend_pb2_grpc
 from edgellm_vllm.engine import Engine, LoadError, RankLost, load
+from edgellm_vllm.pace import paced
 from edgellm_vllm.progress import ProgressListener
 from edgellm_vllm.prompts import InvalidRequest
 
@@ -59,7 +60,7 @@ class BackendService(backend_pb2_grpc.BackendServicer):
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, wrong)
         self._running.add(request.request_id)
         try:
-            async with contextlib.aclosing(engine.generate(request)) as events:
+            async with contextlib.aclosing(paced(engine.generate(request))) as events:
                 async for event in events:
                     yield event
         except InvalidRequest as error:
