@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
+
 from benchmarks.by_hand import Shape, Token, cluster_by_hand
 from edgellm.engine.question import question_to_wire
 from edgellm.sessions.client import ask_session, session_state
@@ -67,44 +69,70 @@ def measure_session(
 ) -> dict[int, SessionSpeed]:
     """Speeds for each number of requests in `at_once`.
 
-    Both clusters are up all the time and are asked in turns: while one answers the other is idle. Both stream to this process,
-    which takes the times, over a Unix socket. Raises RuntimeError when a
-    single request does not get the same tokens from both.
+    Both clusters are up all the time and are asked in turns; while one answers the other's ranks are stopped. Both stream to
+    this process, which takes the times, over a Unix socket. Raises RuntimeError when a single request does not get the same
+    tokens from both.
     """
     with opened_session(swarm, load) as (registry, description):
         layers = tuple(stage.end_layer - stage.first_layer for stage in description.stages)
         names = [stage.name for stage in description.stages]
         ordered = sorted(workers, key=lambda machine: names.index(machine.name))
         shape = Shape(load.model, layers, load.context, SEQUENCES)
-        with cluster_by_hand(swarm.requester, ordered, shape) as by_hand:
-            if _ids(_ask(registry, load.tokens)) != _ids(by_hand.ask(PROMPT, load.tokens)):
+        of_session = ranks()
+        with cluster_by_hand(swarm.requester, ordered, shape) as cluster:
+            of_hand = ranks() - of_session
+            if len(of_session) != len(layers) or len(of_hand) != len(layers):
+                raise RuntimeError(f"{len(of_session)} ranks in the session, {len(of_hand)} by hand")
+            session = Side(lambda: _ask(registry, load.tokens), of_session)
+            by_hand = Side(lambda: cluster.ask(PROMPT, load.tokens), of_hand)
+            if _ids(session.ask()) != _ids(by_hand.ask()):
                 raise RuntimeError("the session and the cluster by hand give different tokens")
-            return {
-                count: _in_turns(
-                    lambda: _ask(registry, load.tokens),
-                    lambda: by_hand.ask(PROMPT, load.tokens),
-                    count,
-                    repeats,
-                )
-                for count in at_once
-            }
+            return {count: _in_turns(session, by_hand, count, repeats) for count in at_once}
 
 
-def _in_turns(
-    session: Callable[[], Answer], by_hand: Callable[[], Answer], at_once: int, repeats: int
-) -> SessionSpeed:
+@dataclass(frozen=True, slots=True)
+class Side:
+    """A cluster to be asked, and its ranks' processes."""
+
+    ask: Callable[[], Answer]
+    ranks: frozenset[psutil.Process]
+
+    @contextmanager
+    def asleep(self) -> Iterator[None]:
+        """Stops its ranks, which wake often also when nothing is asked (gloo's threads) and would slow down the other side."""
+        for rank in self.ranks:
+            rank.suspend()
+        try:
+            yield
+        finally:
+            for rank in self.ranks:
+                rank.resume()
+
+
+def ranks() -> frozenset[psutil.Process]:
+    """The processes of all ranks on this machine, whoever started them."""
+    return frozenset(
+        process
+        for process in psutil.process_iter(["cmdline"])
+        if any("RayWorkerProc" in word for word in process.info["cmdline"] or ())
+    )
+
+
+def _in_turns(session: Side, by_hand: Side, at_once: int, repeats: int) -> SessionSpeed:
     speeds: list[tuple[float, float]] = []
     with ThreadPoolExecutor(at_once) as threads:
 
-        def measure(ask: Callable[[], Answer]) -> float:
-            return decode_tok_s([asked.result() for asked in [threads.submit(ask) for _ in range(at_once)]])
+        def measure(side: Side, other: Side) -> float:
+            with other.asleep():
+                asked = [threads.submit(side.ask) for _ in range(at_once)]
+                return decode_tok_s([answer.result() for answer in asked])
 
         for turn in range(repeats + 1):
             # Who goes first changes, so that neither always follows the other.
             if turn % 2:
-                speeds.append((measure(session), measure(by_hand)))
+                speeds.append((measure(session, by_hand), measure(by_hand, session)))
             else:
-                speeds.append((measure(by_hand), measure(session))[::-1])
+                speeds.append((measure(by_hand, session), measure(session, by_hand))[::-1])
     # The first turn finds everything cold.
     return SessionSpeed(*zip(*speeds[1:], strict=True))
 

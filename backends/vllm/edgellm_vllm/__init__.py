@@ -7,7 +7,8 @@ In the node (light: no torch, Ray or vLLM):
 In the cell, as those commands:
 
 * `head`: the requester's process: starts the Ray head and serves `proto/backend.proto`. It uses `service` (gRPC),
-  `engine` (vLLM's AsyncLLM: load, generate, placement) and `prompts` (requests to token ids, and their validation).
+  `engine` (vLLM's AsyncLLM: load, generate, placement), `prompts` (requests to token ids, and their validation) and `pace`
+  (fast tokens share messages).
 * `member`: a host's process: waits for the head and joins it as a Ray node.
 * `ray_node`: both roles' `ray start` child. `events`: what both print.
 * `progress`: from the forked engine core back to the head. `imports`, `models`: what makes imports fewer and faster.
@@ -16,7 +17,8 @@ In the cell, as those commands:
 Inside vLLM's own processes:
 
 * `executor`: Ray executor that puts rank r where the plan says. `placement`: what each rank reports about itself.
-* `preload`: what Ray's worker process imports before it has work.
+* `preload`: what Ray's worker process does before it has work. `gloo`: fewer threads for its process groups.
+* `steps`: fewer messages and no pause between the engine core's steps.
 * `stage_messages`: tensors between pipeline stages in one crossing of the network.
 * `platform`, `worker`, `communicator`: what vLLM's CPU backend lacks to run over Ray; unused with CUDA.
 * `cuda_head`: vLLM's CUDA platform for a head that has no GPU.
