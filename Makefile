@@ -14,8 +14,8 @@ demo: setup
 	$(BIN)/edgellm demo
 
 # IPFS implementations of others, from npm, for the tests.
-peers:
-	setup/ipfs_peers.sh
+peers: setup
+	VENV=$(VENV) setup/ipfs_peers.sh
 
 # Everything: units, real libp2p and engines, hosts in network namespaces (these need root). Under 25 minutes on 2 cores.
 test: setup peers

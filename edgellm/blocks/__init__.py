@@ -7,6 +7,7 @@ files      its blocks on disk
 ledger     what it remembers of each
 kubo       one that a user's IPFS daemon keeps (`kubo_rpc`: the daemon's RPC; `kubo_ledger`: which of its blocks are ours)
 exchange   blocks from and to other nodes
+bitswap    the same with IPFS peers of any make
 link       what is known of the way to one
 
 Knows nothing of KV caches (`edgellm.kv`). Above it: `edgellm.kv`, `edgellm.hosting`, `edgellm.cli`.

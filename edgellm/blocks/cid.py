@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 from dataclasses import dataclass
-from typing import Self
+from typing import ClassVar, Self
 
 from edgellm.errors import UsageError
 
@@ -17,6 +17,9 @@ _DIGEST_BYTES = 32
 @dataclass(frozen=True, slots=True, order=True)
 class Cid:
     """What a block is called; `str` gives the usual text, which begins with "bafkrei"."""
+
+    PREFIX: ClassVar[bytes] = _PREFIX
+    """All of its binary form but the digest."""
 
     digest: bytes
 
@@ -31,6 +34,20 @@ class Cid:
         if len(binary) != len(_PREFIX) + _DIGEST_BYTES or not binary.startswith(_PREFIX):
             raise UsageError(f"{binary[:40].hex()} is not the CID of a raw block with SHA-256")
         return cls(binary[len(_PREFIX) :])
+
+    @classmethod
+    def of_same_bytes(cls, binary: bytes) -> Self:
+        """The CID of the same block, given one of version 1 with any codec, or of version 0. Raises UsageError.
+
+        Only for SHA-256; codecs above 127 (blocks of Ethereum, say) are not understood.
+        """
+        digest = binary[-_DIGEST_BYTES:]
+        prefix = binary[:-_DIGEST_BYTES]
+        if prefix == b"\x12\x20" or (
+            len(prefix) == 4 and prefix[0] == 1 and prefix[1] < 128 and prefix[2:] == b"\x12\x20"
+        ):
+            return cls(digest)
+        raise UsageError(f"{binary[:40].hex()} is not the CID of a block with SHA-256")
 
     @classmethod
     def parse(cls, text: str) -> Self:

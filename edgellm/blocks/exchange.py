@@ -13,10 +13,11 @@ from collections.abc import Sequence
 import structlog
 import trio
 
+from edgellm.blocks.bitswap import Bitswap
 from edgellm.blocks.cid import Cid
 from edgellm.blocks.link import Link
 from edgellm.blocks.store import MAX_BLOCK_BYTES, BlockStore
-from edgellm.errors import BlockMissing, BlocksNotSent, NetworkError, ProtocolViolation
+from edgellm.errors import BlockMissing, BlocksNotSent, NetworkError, ProtocolUnknown, ProtocolViolation
 from edgellm.p2p.network import Network, PeerAddress, Stream
 
 log = structlog.get_logger(__name__)
@@ -67,8 +68,10 @@ def serve_blocks(network: Network, store: BlockStore) -> None:
 class BlockExchange:
     """Fetches blocks, and remembers what the way to each holder is like (`edgellm.kv.holdings.BlockFetcher`)."""
 
-    def __init__(self, network: Network) -> None:
+    def __init__(self, network: Network, bitswap: Bitswap | None = None) -> None:
+        """`bitswap`: how to ask holders that are IPFS peers and no nodes of ours."""
         self._network = network
+        self._bitswap = bitswap
         self._links: OrderedDict[str, Link] = OrderedDict()
 
     def link(self, holder: str) -> Link:
@@ -106,8 +109,19 @@ class BlockExchange:
 
     async def _ask(self, holder: PeerAddress, cids: Sequence[Cid], into: dict[Cid, bytes]) -> None:
         """Raises NetworkError; what came before is kept."""
+        try:
+            stream = await self._network.open_stream(holder.peer, PROTOCOL, addresses=holder.addresses)
+        except ProtocolUnknown:
+            if self._bitswap is None:
+                raise
+            await self._bitswap.fetch(cids, holder, into)
+        else:
+            await self._ask_node(holder, stream, cids, into)
+
+    async def _ask_node(
+        self, holder: PeerAddress, stream: Stream, cids: Sequence[Cid], into: dict[Cid, bytes]
+    ) -> None:
         begun = trio.current_time()
-        stream = await self._network.open_stream(holder.peer, PROTOCOL, addresses=holder.addresses)
         came_bytes, first_s = 0, 0.0
         try:
             await stream.send_all(_COUNT.pack(len(cids)) + b"".join(cid.digest for cid in cids))

@@ -8,6 +8,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 import psutil
 import structlog
 
+from edgellm.blocks.bitswap import Bitswap
 from edgellm.blocks.disk import open_disk_store
 from edgellm.blocks.exchange import BlockExchange, serve_blocks
 from edgellm.errors import EdgeError
@@ -37,7 +38,7 @@ async def open_host_kv(
             if quota_bytes:
                 store = await stack.enter_async_context(open_disk_store(paths.blocks, quota_bytes))
                 serve_blocks(network, store)
-            fetcher = BlockExchange(network)
+            fetcher = BlockExchange(network, Bitswap(network, store))
             node = await stack.enter_async_context(open_kv_node(network, paths.kv, store, fetcher))
         except (OSError, EdgeError) as error:
             log.warning("this host shares no KV cache: its store cannot be opened", error=str(error))

@@ -24,7 +24,7 @@ from libp2p.peer.id import ID
 from libp2p.security.noise import transport as noise
 from multiaddr import Multiaddr
 
-from edgellm.errors import DiscoveryError, EdgeError, NetworkError, UsageError
+from edgellm.errors import DiscoveryError, EdgeError, NetworkError, ProtocolUnknown, UsageError
 from edgellm.p2p import muxer, tcp
 from edgellm.p2p.addresses import Advertisement, advertised, check_listen, split_peer
 from edgellm.p2p.dht import ProviderDirectory
@@ -100,7 +100,7 @@ class LibP2PNetwork:
                     )
                 except StreamFailure as error:
                     if self._dialer.connections(ID.from_base58(peer)):
-                        raise NetworkError(f"peer {peer} does not speak {protocol}") from error
+                        raise ProtocolUnknown(f"peer {peer} does not speak {protocol}") from error
                     if last:
                         raise NetworkError(f"the connection to peer {peer} broke") from error
                 except Exception as error:

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 
 import trio
 
-from edgellm.errors import NetworkError
+from edgellm.errors import NetworkError, ProtocolUnknown
 from edgellm.p2p.handlers import run_handler
 from edgellm.p2p.identity import Identity
 from edgellm.p2p.network import WRITE_STALL_S, PeerAddress, StreamHandler
@@ -126,7 +126,7 @@ class MemoryHub:
             raise NetworkError(f"cannot reach peer {peer}: connection refused")
         handler = far.handlers.get(protocol)
         if handler is None:
-            raise NetworkError(f"peer {peer} does not speak {protocol}")
+            raise ProtocolUnknown(f"peer {peer} does not speak {protocol}")
         self._links = [known for known in self._links if not known.done]
         self._links.append(link)
         self._nursery.start_soon(far.handle, protocol, handler, MemoryStream(self, near.peer, link, 1))

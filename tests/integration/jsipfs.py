@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import time
 from collections.abc import Iterator
@@ -12,9 +11,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import pytest
+from tests.integration.nodejs import node_command
 
-_CLI = Path(__file__).parent / "ipfs/jsipfs/node_modules/ipfs/src/cli.js"
 _START_S = 90.0
 _STOP_S = 10.0
 
@@ -28,14 +26,9 @@ class JsIpfs:
 
 @contextmanager
 def jsipfs_daemon(repository: Path) -> Iterator[JsIpfs]:
-    """Skips the test where setup did not install js-ipfs."""
-    node = os.environ.get("EDGELLM_NODE") or shutil.which("node")
-    if node is None or not _CLI.exists():
-        pytest.skip(
-            "js-ipfs is not installed (npm install --ignore-scripts in tests/integration/ipfs/jsipfs)"
-        )
+    """Skips the test where it is not installed."""
+    ipfs = node_command("jsipfs", "node_modules/ipfs/src/cli.js")
     environment = {**os.environ, "IPFS_PATH": str(repository), "IPFS_TELEMETRY": "0"}
-    ipfs = [node, str(_CLI)]
     with (repository.parent / "jsipfs.log").open("wb") as log:
         # The profile "test" has no bootstrap peers, no mDNS, and loopback alone.
         init = [*ipfs, "init", "--profile", "test", "--algorithm", "ed25519", "--empty-repo"]
