@@ -1,13 +1,15 @@
 """The embedded block store: `python -m benchmarks.store [PART...]`, or `make bench BENCH=store`.
 
-Prints a table, writes `benchmarks/out/store.json`, and exits with 1 when a bar is missed. A new part is a function in `PARTS`.
+Prints a table, writes `benchmarks/out/store.json`, and exits with 1 when a bar is missed.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -18,8 +20,14 @@ import trio
 
 from benchmarks import report
 from benchmarks.report import Figure
+from edgellm.blocks.bitswap import Bitswap
 from edgellm.blocks.cid import Cid
 from edgellm.blocks.disk import open_disk_store
+from edgellm.blocks.exchange import BlockExchange
+from edgellm.p2p.addresses import split_peer
+from edgellm.p2p.identity import Identity
+from edgellm.p2p.network import PeerAddress
+from edgellm.p2p.node import NodeConfig, open_node
 
 OUT = Path(__file__).parent / "out" / "store.json"
 REPOSITORY = Path(__file__).parents[1]
@@ -72,9 +80,57 @@ async def small_gets(directory: Path) -> list[Figure]:
     return [Figure("store, 1,000 small gets at once", statistics.median(times), "s")]
 
 
+async def fetch(directory: Path) -> list[Figure]:
+    """64 blocks of 1 MiB, and a thousand of 1 KiB, from another process over loopback, by our own protocol and by Bitswap."""
+    sizes = [BLOCK_BYTES] * BLOCKS + [SMALL_BYTES] * SMALL_BLOCKS
+    command = [sys.executable, "-m", "benchmarks.store_holder", str(directory), json.dumps(sizes)]
+    holder = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=REPOSITORY
+    )
+    try:
+        assert holder.stdout is not None
+        said = json.loads(holder.stdout.readline())
+        address, peer = split_peer(said["address"])
+        cids = [Cid.parse(cid) for cid in said["cids"]]
+        big, small = cids[:BLOCKS], cids[BLOCKS:]
+        at = PeerAddress(peer, (str(address),))
+        config = NodeConfig(Identity.generate(), listen=("/ip4/127.0.0.1/tcp/0",))
+        async with open_node(config) as node:
+            exchange, bitswap = BlockExchange(node), Bitswap(node, None)
+
+            async def by_exchange(wanted: list[Cid]) -> None:
+                await exchange.fetch(wanted, [at], timeout_s=60)
+
+            async def by_bitswap(wanted: list[Cid]) -> None:
+                got: dict[Cid, bytes] = {}
+                await bitswap.fetch(wanted, at, got)
+                if len(got) != len(wanted):
+                    raise RuntimeError("some blocks did not come")
+
+            figures = []
+            for name, way, bar in (("fetch", by_exchange, 40.0), ("fetch by Bitswap", by_bitswap, 40.0)):
+                for what, wanted in (("64 blocks of 1 MiB", big), ("1,000 of 1 KiB", small)):
+                    seconds = []
+                    for _ in range(REPEATS):
+                        begun = time.perf_counter()
+                        await way(wanted)
+                        seconds.append(time.perf_counter() - begun)
+                    if wanted is big:
+                        rates = [BLOCKS * BLOCK_BYTES / 1e6 / took for took in seconds]
+                        _note(f"{name}, {what}", rates, "MB/s")
+                        figures.append(Figure(f"{name}, {what}", statistics.median(rates), "MB/s", bar))
+                    else:
+                        _note(f"{name}, {what}", seconds, "s")
+                        figures.append(Figure(f"{name}, {what}", statistics.median(seconds), "s"))
+            return figures
+    finally:
+        holder.communicate()
+
+
 PARTS: dict[str, Callable[[Path], Awaitable[list[Figure]]]] = {
     "throughput": throughput,
     "small_gets": small_gets,
+    "fetch": fetch,
 }
 
 
