@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 BENCH  ?= main
 
-.PHONY: setup peers demo test unit lint format proto bench clean
+.PHONY: setup peers demo test unit lint format proto soak bench clean
 
 setup:
 	setup/system.sh
@@ -40,6 +40,10 @@ proto: setup
 		$(patsubst proto/%,edgellm/wire/%,$(wildcard proto/*.proto))
 	$(BIN)/python -m grpc_tools.protoc -I edgellm/wire=proto --grpc_python_out=. \
 		edgellm/wire/backend.proto edgellm/wire/session.proto edgellm/wire/blocks.proto
+
+# The long forms of tests that run short everywhere else: 10 GB through a store of 2 GB. Needs that much disk, and minutes.
+soak: setup
+	EDGELLM_FULL_TESTS=1 $(BIN)/python -m pytest tests/chaos
 
 # Both sides in one run; writes benchmarks/out/$(BENCH).json. Needs root.
 bench: setup

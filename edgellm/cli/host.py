@@ -73,6 +73,14 @@ def host(
             "20GiB.",
         ),
     ] = None,
+    ipfs: Annotated[
+        str | None,
+        typer.Option(
+            "--ipfs",
+            metavar="MULTIADDR",
+            help="Let an IPFS daemon (Kubo) keep them, for example /ip4/127.0.0.1/tcp/5001.",
+        ),
+    ] = None,
     mdns: options.Mdns = False,
     announce: Annotated[
         list[str] | None,
@@ -111,6 +119,11 @@ def host(
         raise UsageError(
             "one --overlay-port serves one lease at a time", remedy="leave out --overlay-port or --max-leases"
         )
+    if ipfs and kv_quota is not None:
+        raise UsageError(
+            "--kv-quota is for the disk of this host, and with --ipfs a daemon keeps the blocks",
+            remedy="leave out --kv-quota, and limit the daemon: ipfs config Datastore.StorageMax 20GB",
+        )
     host_options = HostOptions(
         models=tuple(model),
         listen=tuple(listen or ("/ip4/0.0.0.0/tcp/4001",)),
@@ -127,6 +140,7 @@ def host(
         relays=tuple(relay or ()),
         overlay_port=overlay_port,
         kv_quota_bytes=parse_quota(kv_quota),
+        ipfs=ipfs or "",
         grace_s=grace,
     )
     _run(host_options)

@@ -31,6 +31,8 @@ class HostOptions:
     """TCP port for direct overlay connections; 0: any free one for each lease."""
     kv_quota_bytes: int | None = None
     """Disk for KV blocks of requesters; 0: none; None: `default_kv_quota` decides."""
+    ipfs: str = ""
+    """Multiaddr of the RPC of an IPFS daemon that keeps them instead; empty: this node does."""
     grace_s: float = 30.0
     """How long running leases may go on after the first Ctrl-C."""
     backend: str = "vllm"

@@ -165,7 +165,7 @@ async def run_host(
         )
         async with (
             open_node(config) as network,
-            open_host_kv(network, paths, options.kv_quota_bytes) as pieces,
+            open_host_kv(network, paths, options.kv_quota_bytes, options.ipfs) as pieces,
         ):
             machine = CellMachine(
                 backend, paths.runtime, options.threads or usable_threads(), options.isolation, pieces

@@ -79,6 +79,11 @@ def test_help_is_quick() -> None:
         (["ask", "hi", "-m", "tiny", "--max-tokens", "0"], "--max-tokens", "ask --help"),
         (["ask", "hi", "-m", "tiny", "--temperature", "warm"], "--temperature", "ask --help"),
         (["ask", "hi", "-m", "tiny", "--colour"], "--colour", "ask --help"),
+        (
+            ["host", "-m", "tiny", "--ipfs", "/ip4/127.0.0.1/tcp/5001", "--kv-quota", "1GiB"],
+            "with --ipfs a daemon keeps the blocks",
+            "StorageMax",
+        ),
         (["nonsense"], "nonsense", "--help"),
     ],
 )
