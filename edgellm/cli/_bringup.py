@@ -134,15 +134,17 @@ def summary(clock: AnswerClock, route: tuple[Hop, ...], *, bring_up_s: float | N
     return " · ".join(parts)
 
 
-def reuse(prompt_tokens: int, cached_tokens: int, by_peer: Mapping[str, int], route: tuple[Hop, ...]) -> str:
+def reuse(
+    prompt_tokens: int, cached_tokens: int, by_peer: Mapping[str, int], names: Mapping[str, str]
+) -> str:
     """What need not be computed of the prompt, and whose KV blocks brought it; "" where all was computed."""
     if not cached_tokens:
         return ""
-    names = [peer_name(peer, route) for peer, _ in sorted(by_peer.items(), key=lambda item: -item[1])]
-    whence = f"from KV blocks of {', '.join(names)}" if names else "in the engine already"
+    holders = [peer_name(peer, names) for peer, _ in sorted(by_peer.items(), key=lambda item: -item[1])]
+    whence = f"from KV blocks of {', '.join(holders)}" if holders else "in the engine already"
     return f" · {cached_tokens} of {prompt_tokens} prompt tokens {whence}"
 
 
-def peer_name(peer: str, route: tuple[Hop, ...]) -> str:
-    """What a host calls itself, where it runs a stage; else the end of its id."""
-    return next((hop.name for hop in route if hop.peer == peer), f"…{peer[-6:]}")
+def peer_name(peer: str, names: Mapping[str, str]) -> str:
+    """What a host calls itself, where that is known; else the end of its id."""
+    return names.get(peer) or f"…{peer[-6:]}"

@@ -144,6 +144,7 @@ class _Show:
         self._prompt_tokens = 0
         self._cached_prompt_tokens = 0
         self._kv_tokens: Mapping[str, int] = {}
+        self._kv_names: Mapping[str, str] = {}
         self._finish_reason = ""
 
     def progress(self, progress: Progress) -> None:
@@ -152,7 +153,7 @@ class _Show:
     def ready(self, opened: OpenedCluster) -> None:
         stages = opened.cluster.stages
         if opened.kv is not None:
-            self.kv_from(opened.kv.tokens)
+            self.kv_from(opened.kv.tokens, opened.names)
         self.route(
             tuple(Hop(stage.name, stage.peer, stage.first_layer, stage.end_layer) for stage in stages.stages),
             bring_up_s=self.view.elapsed_s,
@@ -166,9 +167,9 @@ class _Show:
         self._route, self._bring_up_s = route, bring_up_s
         self._clock = AnswerClock()
 
-    def kv_from(self, tokens: Mapping[str, int]) -> None:
-        """Prompt tokens by the peer whose KV blocks brought them; read at the end."""
-        self._kv_tokens = tokens
+    def kv_from(self, tokens: Mapping[str, int], names: Mapping[str, str]) -> None:
+        """Prompt tokens by the peer whose KV blocks brought them, read at the end, and what these peers call themselves."""
+        self._kv_tokens, self._kv_names = tokens, names
 
     def piece(self, piece: Piece) -> None:
         self._clock.count(len(piece.token_ids))
@@ -187,7 +188,7 @@ class _Show:
             write_answer("\n")
         if not self._quiet:
             line = summary(self._clock, self._route, bring_up_s=self._bring_up_s)
-            reused = reuse(self._prompt_tokens, self._cached_prompt_tokens, self._kv_tokens, self._route)
+            reused = reuse(self._prompt_tokens, self._cached_prompt_tokens, self._kv_tokens, self._kv_names)
             say(f"[dim]{escape(line + reused)}[/]")
             if self._finish_reason == "length":
                 say("[dim]the answer stopped at its longest; --max-tokens allows more[/]")
@@ -199,7 +200,7 @@ class _Show:
             "prompt_tokens": self._prompt_tokens,
             "cached_prompt_tokens": self._cached_prompt_tokens,
             "kv_from": [
-                {"peer": peer, "name": peer_name(peer, self._route), "tokens": tokens}
+                {"peer": peer, "name": peer_name(peer, self._kv_names), "tokens": tokens}
                 for peer, tokens in self._kv_tokens.items()
             ],
             "finish_reason": self._finish_reason,
@@ -239,7 +240,9 @@ def _ask_session(name: str, question: Question, show: _Show) -> None:
     for event in ask_session(registry, name, question_to_wire(question, secrets.token_hex(8))):
         show.piece(piece_from_wire(event))
     if state.description is not None and state.description.shares_kv:
-        show.kv_from(_kv_since(state.description, session_state(registry, name).description))
+        after = session_state(registry, name).description
+        names = {holder.peer: holder.name for holder in after.kv_holders} if after is not None else {}
+        show.kv_from(_kv_since(state.description, after), names)
     show.end()
 
 

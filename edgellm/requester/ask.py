@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -60,6 +60,8 @@ class OpenedCluster:
     request: PlanRequest
     kv: Tracked | None = None
     """What came from KV pieces, where the cluster shares; complete once the cluster is gone."""
+    names: Mapping[str, str] = field(default_factory=dict)
+    """What hosts of the model call themselves, by peer id; those outside the cluster too, whose KV blocks it may get."""
 
 
 class Watcher(Protocol):
@@ -147,7 +149,8 @@ async def opened_cluster(
                 if requester.kv
                 else None,
             ) as cluster:
-                yield OpenedCluster(cluster, known, request, kv)
+                names = {candidate.peer: candidate.name for candidate in offers.candidates}
+                yield OpenedCluster(cluster, known, request, kv, names)
                 if requester.kv is not None and kv is not None:
                     # While the cells are still there: what they computed last is announced by now or never.
                     await requester.kv.tracker.gather(kv)

@@ -85,7 +85,7 @@ class _Service(session_pb2_grpc.SessionServicer):
             if opened.kv is not None:
                 description.shares_kv = True
                 for peer, tokens in tuple(opened.kv.tokens.items()):
-                    description.kv_holders.add(peer=peer, tokens=tokens)
+                    description.kv_holders.add(peer=peer, tokens=tokens, name=opened.names.get(peer, ""))
         return description
 
     def Use(

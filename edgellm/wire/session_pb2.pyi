@@ -39,12 +39,14 @@ class Description(_message.Message):
     def __init__(self, name: _Optional[str] = ..., model: _Optional[str] = ..., state: _Optional[str] = ..., detail: _Optional[str] = ..., opened_unix_ms: _Optional[int] = ..., idle_expires_unix_ms: _Optional[int] = ..., running_requests: _Optional[int] = ..., tensor_parallel: _Optional[int] = ..., max_model_len: _Optional[int] = ..., stages: _Optional[_Iterable[_Union[StageDescription, _Mapping]]] = ..., shares_kv: bool = ..., kv_holders: _Optional[_Iterable[_Union[KvHolder, _Mapping]]] = ...) -> None: ...
 
 class KvHolder(_message.Message):
-    __slots__ = ("peer", "tokens")
+    __slots__ = ("peer", "tokens", "name")
     PEER_FIELD_NUMBER: _ClassVar[int]
     TOKENS_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
     peer: str
     tokens: int
-    def __init__(self, peer: _Optional[str] = ..., tokens: _Optional[int] = ...) -> None: ...
+    name: str
+    def __init__(self, peer: _Optional[str] = ..., tokens: _Optional[int] = ..., name: _Optional[str] = ...) -> None: ...
 
 class StageDescription(_message.Message):
     __slots__ = ("peer", "name", "first_layer", "end_layer")

@@ -9,7 +9,7 @@ import pytest
 import trio
 
 from edgellm.cli import app
-from edgellm.cli._bringup import Hop, peer_name, reuse
+from edgellm.cli._bringup import peer_name, reuse
 from edgellm.cli._errors import told
 from edgellm.cli._options import KvScope, kv_scope
 from edgellm.cli.ask import _kv_since
@@ -17,7 +17,7 @@ from edgellm.kv.index import HELD, open_index
 from edgellm.paths import default_paths
 from edgellm.wire import session_pb2
 
-ROUTE = (Hop("alice", "12D3KooWalice", 0, 8),)
+NAMES = {"12D3KooWalice": "alice"}
 
 
 @pytest.fixture(autouse=True)
@@ -32,13 +32,13 @@ def edgellm(*arguments: str) -> int:
 
 
 def test_the_last_line_says_what_was_not_computed_and_who_helped() -> None:
-    assert reuse(1900, 0, {}, ROUTE) == ""
-    assert reuse(1900, 1792, {}, ROUTE) == " · 1792 of 1900 prompt tokens in the engine already"
+    assert reuse(1900, 0, {}, NAMES) == ""
+    assert reuse(1900, 1792, {}, NAMES) == " · 1792 of 1900 prompt tokens in the engine already"
     helped = {"12D3KooWfaraway": 256, "12D3KooWalice": 1536}
     assert (
-        reuse(1900, 1792, helped, ROUTE) == " · 1792 of 1900 prompt tokens from KV blocks of alice, …araway"
+        reuse(1900, 1792, helped, NAMES) == " · 1792 of 1900 prompt tokens from KV blocks of alice, …araway"
     )
-    assert peer_name("12D3KooWalice", ROUTE) == "alice"
+    assert peer_name("12D3KooWalice", NAMES) == "alice"
 
 
 def test_a_session_tells_what_was_used_since() -> None:
