@@ -103,7 +103,7 @@ async def fetch(directory: Path) -> list[Figure]:
 
             async def by_bitswap(wanted: list[Cid]) -> None:
                 got: dict[Cid, bytes] = {}
-                await bitswap.fetch(wanted, at, got)
+                await bitswap.fetch(wanted, at, got.__setitem__)
                 if len(got) != len(wanted):
                     raise RuntimeError("some blocks did not come")
 

@@ -10,7 +10,7 @@ sent, and waits for ever for what a peer has said it does not have; hence this o
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -46,20 +46,23 @@ _SENT_TOGETHER_BYTES = 512 << 10
 
 _Wantlist = BitswapMessage.Wantlist
 
+Came = Callable[[Cid, bytes], None]
+"""Is told of each block that comes."""
+
 
 @dataclass
 class _Fetch:
     """What one caller waits for."""
 
     missing: dict[Cid, None]
-    blocks: dict[Cid, bytes]
+    tell: Came
     denied: dict[str, set[Cid]] = field(default_factory=dict)
     news: trio.Event = field(default_factory=trio.Event)
 
     def came(self, cid: Cid, block: bytes) -> None:
         if cid in self.missing:
             del self.missing[cid]
-            self.blocks[cid] = block
+            self.tell(cid, block)
             self.news.set()
 
     def deny(self, peer: str, cid: Cid) -> None:
@@ -83,13 +86,13 @@ class Bitswap:
         network.serve(PROTOCOL, self._listen)
 
     async def fetch(
-        self, cids: Sequence[Cid], holder: PeerAddress, into: dict[Cid, bytes], *, stall_s: float = STALL_S
+        self, cids: Sequence[Cid], holder: PeerAddress, came: Came, *, stall_s: float = STALL_S
     ) -> None:
-        """Adds those of the blocks that `holder` has to `into`, as they come; each matches its CID.
+        """Tells those of the blocks that `holder` has, as they come; each matches its CID.
 
         Raises NetworkError when it cannot be reached, or sends nothing new for `stall_s` before it has given or denied all.
         """
-        fetch = _Fetch(dict.fromkeys(cids), into)
+        fetch = _Fetch(dict.fromkeys(cids), came)
         wanted = tuple(fetch.missing)
         stream = await self._network.open_stream(
             holder.peer, PROTOCOL, addresses=holder.addresses, timeout_s=_OPEN_S

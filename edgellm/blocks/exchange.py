@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import structlog
 import trio
 
-from edgellm.blocks.bitswap import Bitswap
+from edgellm.blocks.bitswap import Bitswap, Came
 from edgellm.blocks.cid import Cid
 from edgellm.blocks.link import Link
 from edgellm.blocks.store import MAX_BLOCK_BYTES, BlockStore
@@ -87,21 +87,34 @@ class BlockExchange:
         return self._links.get(holder, Link())
 
     async def fetch(
-        self, cids: Sequence[Cid], holders: Sequence[PeerAddress], *, timeout_s: float
+        self,
+        cids: Sequence[Cid],
+        holders: Sequence[PeerAddress],
+        *,
+        timeout_s: float,
+        came: Came | None = None,
     ) -> list[bytes]:
         """The blocks, each of which matches its CID, in order; what one holder does not give the next one is asked for.
+
+        `came` is told of each of them at once.
 
         Raises BlockMissing when the holders do not have some, BlocksNotSent when one of them failed or some are not had within
         `timeout_s`; it names the holders and what each one did.
         """
         blocks: dict[Cid, bytes] = {}
         troubles: list[str] = []
+
+        def arrived(cid: Cid, block: bytes) -> None:
+            blocks[cid] = block
+            if came is not None:
+                came(cid, block)
+
         with trio.move_on_after(timeout_s) as deadline:
             for holder in holders:
                 wanted = [cid for cid in dict.fromkeys(cids) if cid not in blocks]
                 for start in range(0, len(wanted), MAX_CIDS):
                     try:
-                        await self._ask(holder, wanted[start : start + MAX_CIDS], blocks)
+                        await self._ask(holder, wanted[start : start + MAX_CIDS], arrived)
                     except NetworkError as error:
                         troubles.append(f"{holder.peer}: {error}")
                         break
@@ -115,20 +128,18 @@ class BlockExchange:
             raise kind(f"{len(missing)} of {len(cids)} blocks are missing: {why}")
         return [blocks[cid] for cid in cids]
 
-    async def _ask(self, holder: PeerAddress, cids: Sequence[Cid], into: dict[Cid, bytes]) -> None:
+    async def _ask(self, holder: PeerAddress, cids: Sequence[Cid], came: Came) -> None:
         """Raises NetworkError; what came before is kept."""
         try:
             stream = await self._network.open_stream(holder.peer, PROTOCOL, addresses=holder.addresses)
         except ProtocolUnknown:
             if self._bitswap is None:
                 raise
-            await self._bitswap.fetch(cids, holder, into)
+            await self._bitswap.fetch(cids, holder, came)
         else:
-            await self._ask_node(holder, stream, cids, into)
+            await self._ask_node(holder, stream, cids, came)
 
-    async def _ask_node(
-        self, holder: PeerAddress, stream: Stream, cids: Sequence[Cid], into: dict[Cid, bytes]
-    ) -> None:
+    async def _ask_node(self, holder: PeerAddress, stream: Stream, cids: Sequence[Cid], came: Came) -> None:
         begun = trio.current_time()
         came_bytes, first_s = 0, 0.0
         try:
@@ -146,7 +157,7 @@ class BlockExchange:
                 if not cid.matches(block):
                     raise ProtocolViolation(f"{holder.peer} sends something else as block {cid}")
                 came_bytes += length
-                into[cid] = block
+                came(cid, block)
         finally:
             # Also of an answer that was given up: what came of it tells how slow the way is.
             self._learn(holder.peer, first_s, came_bytes, trio.current_time() - begun)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated
 
@@ -225,11 +226,13 @@ def _ask_session(name: str, question: Question, show: _Show) -> None:
     from edgellm.engine.question import piece_from_wire, question_to_wire
     from edgellm.paths import default_paths
     from edgellm.requester.choose import require_prompt
+    from edgellm.requester.prefill import PrefillRatios
     from edgellm.sessions.client import ask_session, session_state
     from edgellm.sessions.registry import Registry
 
     require_prompt(question)
-    registry = Registry(default_paths().sessions)
+    paths = default_paths()
+    registry = Registry(paths.sessions)
     state = session_state(registry, name)
     if state.description is not None:
         route = tuple(
@@ -237,9 +240,21 @@ def _ask_session(name: str, question: Question, show: _Show) -> None:
             for stage in state.description.stages
         )
         show.route(route, bring_up_s=None)
+    first: tuple[Piece, float] | None = None
+    asked_at = time.monotonic()
     for event in ask_session(registry, name, question_to_wire(question, secrets.token_hex(8))):
-        show.piece(piece_from_wire(event))
+        piece = piece_from_wire(event)
+        first = first or (piece, time.monotonic() - asked_at)
+        show.piece(piece)
     if state.description is not None and state.description.shares_kv:
+        if first is not None and not first[0].cached_prompt_tokens:
+            # For the gates of clusters to come; those of this one were told before.
+            PrefillRatios(paths.kv / "prefill.json").saw(
+                state.description.digest,
+                state.description.predicted_prefill_tok_s,
+                tokens=first[0].prompt_tokens,
+                seconds=first[1],
+            )
         after = session_state(registry, name).description
         names = {holder.peer: holder.name for holder in after.kv_holders} if after is not None else {}
         show.kv_from(_kv_since(state.description, after), names)

@@ -6,6 +6,7 @@ scope       who can read: keys of a session, a swarm, everybody
 names       what a chunk is called: nothing that an outsider can tell a prompt by
 seal        encryption bound to what a piece is
 records     who holds a piece in which blocks: signed, expiring
+ahead       blocks that come before a cell asks for each
 gate        fetch or recompute
 index       the records that a node knows
 figures     what sharing did, in numbers

@@ -24,9 +24,17 @@ class BlockFetcher(Protocol):
     """Blocks from other nodes (`edgellm.blocks.exchange`)."""
 
     async def fetch(
-        self, cids: Sequence[Cid], holders: Sequence[PeerAddress], *, timeout_s: float
+        self,
+        cids: Sequence[Cid],
+        holders: Sequence[PeerAddress],
+        *,
+        timeout_s: float,
+        came: Callable[[Cid, bytes], None] | None = None,
     ) -> list[bytes]:
-        """The blocks, each of which matches its CID, in order. Raises BlockMissing; BlocksNotSent where a holder failed."""
+        """The blocks, each of which matches its CID, in order; `came` is told of each at once.
+
+        Raises BlockMissing; BlocksNotSent where a holder failed.
+        """
 
     def link(self, holder: str) -> Link:
         """What was measured of the way to `holder`."""

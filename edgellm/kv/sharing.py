@@ -18,6 +18,7 @@ import trio
 from edgellm.blocks.cid import Cid
 from edgellm.blocks.store import MAX_BLOCK_BYTES
 from edgellm.errors import BlockMissing, BlocksNotSent, EdgeError, NetworkError
+from edgellm.kv.ahead import Ahead, Came
 from edgellm.kv.announcer import Announcer
 from edgellm.kv.exchange import Known, Use, announce, ask_find
 from edgellm.kv.holdings import Holdings
@@ -111,6 +112,8 @@ class Sharing:
         self._left_bytes = most_stored_bytes
         self._tracker = PeerAddress(kv.tracker, kv.tracker_addresses)
         self._announcer: Announcer[Record | Use] = Announcer(self._tell, self._lost)
+        self._ahead = Ahead(self._fetch_ahead)
+        self._tasks: trio.Nursery | None = None
         self._addresses: dict[str, tuple[str, ...]] = {}
         self._found: OrderedDict[_Key, _Choice] = OrderedDict()
         self._fetched: OrderedDict[_Key, tuple[Record, float]] = OrderedDict()
@@ -130,6 +133,7 @@ class Sharing:
     async def run(self) -> None:
         """Announces, and keeps what was fetched, until it is cancelled."""
         async with trio.open_nursery() as nursery:
+            self._tasks = nursery
             nursery.start_soon(self._announcer.run)
             nursery.start_soon(self._put_what_came)
             nursery.start_soon(self._measure)
@@ -149,6 +153,7 @@ class Sharing:
             verdict = self._node.gate(there, chunk_tokens, self._kv.prefill_tok_s)
             run.timeout_s = min(FETCH_S, max(verdict.timeout_s, LEAST_RUN_S))
             worth = verdict.chunks
+            self._begin_ahead(there[:worth], run.timeout_s + LEAST_RUN_S)
             figures.add("found_chunks", worth)
             figures.add("declined_chunks", len(there) - worth)
             figures.add("missed_chunks", len(names) - len(there))
@@ -307,14 +312,43 @@ class Sharing:
             blocks = await self._node.own_blocks(record, cids)
             self._node.figures.add("bytes_local", sum(map(len, blocks)))
             return blocks
-        whom = PeerAddress(record.holder, self._addresses.get(record.holder, ()))
-        blocks = await self._node.fetcher.fetch(cids, [whom], timeout_s=timeout_s)
-        self._node.figures.add("bytes_in", sum(map(len, blocks)))
+        came_ahead = await self._ahead.take(record.holder, cids)
+        if came_ahead is not None:
+            blocks = came_ahead
+        else:
+            whom = PeerAddress(record.holder, self._addresses.get(record.holder, ()))
+            blocks = await self._node.fetcher.fetch(cids, [whom], timeout_s=timeout_s)
+            self._node.figures.add("bytes_in", sum(map(len, blocks)))
         try:
             self._put_later.send_nowait(blocks)
         except trio.WouldBlock:
             log.debug("fetched KV blocks are not kept: the disk is behind")
         return blocks
+
+    def _begin_ahead(self, chunks: Sequence[Sequence[Record]], timeout_s: float) -> None:
+        """Has the blocks of other holders come, as many as there is room for."""
+        if self._tasks is None:
+            return
+        wanted: dict[str, list[Record]] = {}
+        size_bytes = 0
+        for record in (record for chunk in chunks for record in chunk if record.holder != self._node.peer):
+            size_bytes += record.size_bytes
+            if not self._ahead.fits(size_bytes):
+                break
+            wanted.setdefault(record.holder, []).append(record)
+        for holder, records in wanted.items():
+            cids = [cid for record in records for cid in record.cids]
+            size = sum(record.size_bytes for record in records)
+            self._ahead.begin(self._tasks, holder, cids, size, timeout_s)
+
+    async def _fetch_ahead(self, holder: str, cids: Sequence[Cid], timeout_s: float, came: Came) -> None:
+        whom = PeerAddress(holder, self._addresses.get(holder, ()))
+
+        def counted(cid: Cid, block: bytes) -> None:
+            self._node.figures.add("bytes_in", len(block))
+            came(cid, block)
+
+        await self._node.fetcher.fetch(cids, [whom], timeout_s=timeout_s, came=counted)
 
     async def _measure(self) -> None:
         """Fetches a little of each holder that nothing is known of, while the engine still loads.

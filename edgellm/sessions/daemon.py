@@ -78,6 +78,8 @@ class _Service(session_pb2_grpc.SessionServicer):
             plan = opened.cluster.stages
             description.tensor_parallel = plan.tensor_parallel
             description.max_model_len = opened.request.context
+            description.digest = opened.cluster.plan.digest
+            description.predicted_prefill_tok_s = plan.prediction.prefill_tok_s
             for stage in plan.stages:
                 description.stages.add(
                     peer=stage.peer, name=stage.name, first_layer=stage.first_layer, end_layer=stage.end_layer

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import secrets
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -88,7 +88,12 @@ class MemoryFetcher:
         return self.measured.get(holder, Link(1e10, 0.0001))
 
     async def fetch(
-        self, cids: Sequence[Cid], holders: Sequence[PeerAddress], *, timeout_s: float
+        self,
+        cids: Sequence[Cid],
+        holders: Sequence[PeerAddress],
+        *,
+        timeout_s: float,
+        came: Callable[[Cid, bytes], None] | None = None,
     ) -> list[bytes]:
         holder = holders[0].peer
         self.asked.append(holder)
@@ -96,7 +101,12 @@ class MemoryFetcher:
             await trio.sleep(self.slow_s.get(holder, 0))
             if holder in self.dead:
                 raise BlocksNotSent(f"cannot reach peer {holder}")
-            return [await self.stores[holder].get(cid) for cid in cids]
+            blocks = []
+            for cid in cids:
+                blocks.append(await self.stores[holder].get(cid))
+                if came is not None:
+                    came(cid, blocks[-1])
+            return blocks
         raise BlocksNotSent(f"peer {holder} did not answer")
 
 

@@ -58,7 +58,9 @@ async def test_blocks_cross(tmp_path: Path) -> None:
         Bitswap(alice, store)
         got: dict[Cid, bytes] = {}
         absent = Cid.of(b"nobody has it")
-        await Bitswap(bob, None).fetch([*CIDS, absent, *map(Cid.of, big)], PeerAddress(alice.peer), got)
+        await Bitswap(bob, None).fetch(
+            [*CIDS, absent, *map(Cid.of, big)], PeerAddress(alice.peer), got.__setitem__
+        )
         assert got == {Cid.of(block): block for block in BLOCKS + big}
 
 
@@ -122,7 +124,7 @@ async def test_what_nobody_asked_for_is_dropped(tmp_path: Path, autojump_clock: 
             mallory, alice.peer, BitswapMessage(blocks=[BitswapMessage.Block(prefix=Cid.PREFIX, data=b"x")])
         )
         with pytest.raises(NetworkError, match="sent nothing more"):
-            await bitswap.fetch(CIDS[:1], PeerAddress(mallory.peer), got, stall_s=1)
+            await bitswap.fetch(CIDS[:1], PeerAddress(mallory.peer), got.__setitem__, stall_s=1)
         assert got == {}
         assert (await store.stat()).blocks == 0
 
@@ -132,7 +134,7 @@ async def test_a_silent_holder_is_given_up_and_told_so(autojump_clock: object) -
         alice, bob = hub.join(), hub.join()
         heard = heard_by(alice)
         with pytest.raises(NetworkError, match="sent nothing more for 2 s"):
-            await Bitswap(bob, None).fetch(CIDS[:2], PeerAddress(alice.peer), {}, stall_s=2)
+            await Bitswap(bob, None).fetch(CIDS[:2], PeerAddress(alice.peer), {}.__setitem__, stall_s=2)
         await trio.sleep(1)
         asked = [[(entry.block, entry.cancel) for entry in message.wantlist.entries] for message in heard]
         both = [bytes(cid) for cid in CIDS[:2]]
@@ -153,7 +155,7 @@ async def test_a_denial_counts_only_for_who_denies(tmp_path: Path, autojump_cloc
         Bitswap(alice, store)
         got: dict[Cid, bytes] = {}
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(bitswap.fetch, CIDS[:1], PeerAddress(alice.peer), got)
+            nursery.start_soon(bitswap.fetch, CIDS[:1], PeerAddress(alice.peer), got.__setitem__)
             nursery.start_soon(_denial, mallory, bob.peer, CIDS[0])
         assert got == {CIDS[0]: BLOCKS[0]}
 
