@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import tempfile
 from collections.abc import Iterable
 from contextlib import ExitStack
@@ -15,6 +16,9 @@ from tests.system.machine import Machine
 from tests.system.namespaces import Namespaces, command
 
 _PREFIX_LENGTH = 24
+_ALL_PROTOCOLS = 0x0003  # ETH_P_ALL
+_SO_RCVBUFFORCE = 33
+_TAP_BYTES = 256 << 20
 _PROGRAMS = ("ip", "nft", "tc", "unshare", "nsenter", "setsid")
 
 
@@ -102,6 +106,13 @@ class Lan:
         """Limits what the machine sends, as a slow uplink does (token bucket filter, 50 ms of queue)."""
         bucket = ("rate", f"{rate_mbit_s}mbit", "burst", "64kb", "latency", "50ms")
         machine.namespaces.command("tc", "qdisc", "replace", "dev", "eth0", "root", "tbf", *bucket)
+
+    def tap(self) -> socket.socket:
+        """A socket that receives every frame that crosses the switch, once as it comes in and once as it goes out."""
+        with self._switch.network():
+            tap = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(_ALL_PROTOCOLS))
+        tap.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _TAP_BYTES)
+        return tap
 
     def end_all(self) -> None:
         """Ends by Ctrl-C all that still runs of what was started, the last machine first. Raises AssertionError when

@@ -82,6 +82,14 @@ class Machine:
             if process.returncode is None:
                 process.stop()
 
+    def sent_bytes(self) -> int:
+        """What it has put on its cable so far."""
+        devices = Path(f"/proc/{self.namespaces.init}/net/dev").read_text().splitlines()
+        counters = next(
+            line.partition(":")[2].split() for line in devices if line.strip().startswith("eth0:")
+        )
+        return int(counters[8])
+
     def freeze(self) -> None:
         """All that was started on it stops, as when a machine swaps or sleeps; its connections stay."""
         for process in self.processes:

@@ -6,12 +6,14 @@ when that is killed: the first process reads its standard input and ends when it
 
 from __future__ import annotations
 
+import ctypes
 import os
 import select
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 # Process 1 of each set: it reaps what is orphaned, as init does, and lives until its standard input is closed.
@@ -77,6 +79,19 @@ class Namespaces:
         """The beginning of a command line that runs the rest of it inside."""
         return ("nsenter", f"--target={self.init}", *_KINDS, "--")
 
+    @contextmanager
+    def network(self) -> Iterator[None]:
+        """This thread is in its network meanwhile: sockets that are made then belong to it."""
+        with (
+            Path("/proc/thread-self/ns/net").open() as outside,
+            Path(f"/proc/{self.init}/ns/net").open() as inside,
+        ):
+            _enter_network(inside.fileno())
+            try:
+                yield
+            finally:
+                _enter_network(outside.fileno())
+
     def command(self, *argv: str) -> str:
         """What a short command prints that runs inside. Raises RuntimeError when it fails."""
         return command(*self.enter, *argv)
@@ -122,3 +137,11 @@ def _run(argv: Sequence[str], timeout_s: float) -> subprocess.CompletedProcess[s
     return subprocess.run(
         argv, capture_output=True, text=True, timeout=timeout_s, check=False, stdin=subprocess.DEVNULL
     )
+
+
+_CLONE_NEWNET = 0x40000000
+
+
+def _enter_network(descriptor: int) -> None:
+    if ctypes.CDLL(None, use_errno=True).setns(descriptor, _CLONE_NEWNET):
+        raise OSError(ctypes.get_errno(), "setns")
