@@ -32,11 +32,13 @@ from itertools import pairwise
 from pathlib import Path
 
 from benchmarks import report
+from benchmarks.large_model import config, kv_bytes_per_token
 from benchmarks.report import Figure
 from benchmarks.session import Side, ranks
 from edgellm.sessions.client import ask_session
 from edgellm.sessions.registry import Registry
 from edgellm.wire import backend_pb2
+from edgellm_vllm.kv.settings import CHUNK_TOKENS
 from tests.system.lan import Lan
 from tests.system.machine import Machine
 from tests.system.swarm import ASK_TIMEOUT_S, Host, Swarm
@@ -46,6 +48,8 @@ REPOSITORY = Path(__file__).parents[1]
 PROMPT_TOKENS = 2000
 CONTEXT = 2048
 ANSWER_TOKENS = 2
+DOCUMENT_BYTES = PROMPT_TOKENS // CHUNK_TOKENS * CHUNK_TOKENS * kv_bytes_per_token(config(grouped=True))
+"""KV of its whole chunks."""
 REPEATS = 5
 SHAPED_REPEATS = 3
 RATES_MBIT = (500, 100, 50, 10)
@@ -121,16 +125,13 @@ class Stage:
         return random.Random(self.documents).choices(_VOCABULARY, k=PROMPT_TOKENS)
 
     def _wait_until_stored(self, before: float) -> None:
-        """Storing goes on beside and after an answer; it is over when nothing more comes."""
-        last, deadline = before, time.monotonic() + _STORED_TIMEOUT_S
+        """Storing goes on beside and after an answer."""
+        deadline = time.monotonic() + _STORED_TIMEOUT_S
         with self._others_asleep(""):
-            while time.monotonic() < deadline:
-                time.sleep(1.0)
-                now = self._stored_bytes()
-                if now == last > before:
-                    return
-                last = now
-        raise RuntimeError("the first host stored no blocks")
+            while self._stored_bytes() < before + 2 * DOCUMENT_BYTES:
+                if time.monotonic() > deadline:
+                    raise RuntimeError("the first host did not store all blocks")
+                time.sleep(0.5)
 
     def _stored_bytes(self) -> float:
         stat = json.loads(self.first.machine.run(["edgellm", "kv", "stat", "--json"]).check().stdout)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
@@ -36,6 +36,7 @@ MAX_PIECES_AT_ONCE = 8
 """Whose bytes pass through this node's memory; others wait for their turn, as long as their time is."""
 MAX_MESSAGE_BYTES = 4 << 20
 PART_BYTES = 1 << 20
+_SMALL_BYTES = 64 << 10
 STORE_S = 30.0
 SLACK_S = 1.0
 """What a thread waits longer than the task that it asked, which has a deadline of its own."""
@@ -165,11 +166,11 @@ class _Servicer(blocks_pb2_grpc.BlocksServicer):
         with self._turn(context, timeout_s), _told(context):
             fetching = self._tasks.run(lambda: self._sharing.fetch(name, region, timeout_s), timeout_s)
             holder = fetching.holder
-            while block := self._tasks.run(fetching.next, timeout_s):
-                if not context.is_active():
-                    return
-                for start in range(0, len(block), PART_BYTES):
-                    yield blocks_pb2.FetchPart(data=block[start : start + PART_BYTES], holder=holder)
+            while blocks := self._tasks.run(fetching.next, timeout_s):
+                for data in _parts(blocks):
+                    if not context.is_active():
+                        return
+                    yield blocks_pb2.FetchPart(data=data, holder=holder)
                     holder = ""
 
     def Store(
@@ -242,6 +243,17 @@ def _told(context: grpc.ServicerContext) -> Iterator[None]:
     except grpc.RpcError:
         # The cell ended its own call.
         _abort(context, grpc.StatusCode.CANCELLED, "the call was cancelled")
+
+
+def _parts(blocks: Sequence[bytes]) -> Iterator[bytes]:
+    """A block, and with it those after it that are small: of a piece the last is a few bytes, and a message costs as much."""
+    pending: list[bytes] = []
+    for block in blocks:
+        if sum(map(len, pending)) + len(block) > PART_BYTES + _SMALL_BYTES:
+            yield b"".join(pending)
+            pending = []
+        pending.append(block)
+    yield b"".join(pending)
 
 
 def _abort(context: grpc.ServicerContext, code: grpc.StatusCode, details: str) -> NoReturn:

@@ -41,8 +41,8 @@ DISTRUST_S = 600.0
 """How long a holder is avoided whose piece did not open."""
 UNREACHABLE_S = 20.0
 """How long a peer is avoided that did not answer."""
-PUT_BEHIND = 8
-"""Fetches of some blocks each that may wait for the disk; what is more is not kept here."""
+MAX_UNPROVEN_BYTES = 64 << 20
+"""Of fetched pieces that a cell has not said to be good yet, which are kept only then; the oldest are forgotten first."""
 QUIET_S = 0.2
 """A cell that has stored nothing for so long has nothing left to store: it does so beside the answer, not after it."""
 REPORTS_S = 1.2
@@ -119,7 +119,8 @@ class Sharing:
         self._fetched: OrderedDict[_Key, tuple[Record, float]] = OrderedDict()
         self._storing = 0
         self._stored_at = 0.0
-        self._put_later, self._to_put = trio.open_memory_channel[list[bytes]](PUT_BEHIND)
+        self._unproven: OrderedDict[_Key, list[bytes]] = OrderedDict()
+        self._unproven_bytes = 0
 
     @property
     def tracker(self) -> str:
@@ -135,7 +136,6 @@ class Sharing:
         async with trio.open_nursery() as nursery:
             self._tasks = nursery
             nursery.start_soon(self._announcer.run)
-            nursery.start_soon(self._put_what_came)
             nursery.start_soon(self._measure)
             for record in await self._node.index.of_holder(self._scope, self._node.peer, limit=REPEATED):
                 if await self._node.has(record):
@@ -218,6 +218,7 @@ class Sharing:
     async def report(self, name: bytes, region: Region, holder: str, outcome: Outcome, tokens: int) -> None:
         """Notes what became of a piece: its holder is avoided where it was not what it should be."""
         record, seconds = self._fetched.pop((name, region), (None, 0.0))
+        blocks = self._proven(name, region)
         if record is None or self._said(record.holder) != holder:
             return  # nothing of the kind came through here
         figures = self._node.figures
@@ -227,7 +228,7 @@ class Sharing:
             figures.add("used_tokens", tokens)
             if self._kv.prefill_tok_s:
                 figures.add("seconds_saved", tokens / self._kv.prefill_tok_s)
-            if record.holder != self._node.peer and await self._node.has(record):
+            if record.holder != self._node.peer and await self._keep(record, blocks):
                 await self._own(record.name, record.region, record.cids, record.size_bytes)
         elif outcome is Outcome.LATE:
             figures.add("late")
@@ -319,10 +320,7 @@ class Sharing:
             whom = PeerAddress(record.holder, self._addresses.get(record.holder, ()))
             blocks = await self._node.fetcher.fetch(cids, [whom], timeout_s=timeout_s)
             self._node.figures.add("bytes_in", sum(map(len, blocks)))
-        try:
-            self._put_later.send_nowait(blocks)
-        except trio.WouldBlock:
-            log.debug("fetched KV blocks are not kept: the disk is behind")
+        self._remember_unproven((record.name, record.region), blocks)
         return blocks
 
     def _begin_ahead(self, chunks: Sequence[Sequence[Record]], timeout_s: float) -> None:
@@ -377,13 +375,30 @@ class Sharing:
             log.info("a holder of KV pieces does not deliver", holder=record.holder, error=str(error))
             await self._failed(record, error)
 
-    async def _put_what_came(self) -> None:
-        async for blocks in self._to_put:
-            if self._node.store is not None and self._take(sum(map(len, blocks))):
-                try:
-                    await self._node.store.put(blocks)
-                except (EdgeError, OSError) as error:
-                    log.info("fetched KV blocks are not kept", error=str(error))
+    def _remember_unproven(self, piece: _Key, blocks: list[bytes]) -> None:
+        if self._node.store is None:
+            return
+        self._unproven.setdefault(piece, []).extend(blocks)
+        self._unproven.move_to_end(piece)
+        self._unproven_bytes += sum(map(len, blocks))
+        while self._unproven_bytes > MAX_UNPROVEN_BYTES:
+            self._proven(*next(iter(self._unproven)))
+
+    def _proven(self, name: bytes, region: Region) -> list[bytes]:
+        """Takes the blocks of a piece out of those that nothing is known of."""
+        blocks = self._unproven.pop((name, region), [])
+        self._unproven_bytes -= sum(map(len, blocks))
+        return blocks
+
+    async def _keep(self, record: Record, blocks: list[bytes]) -> bool:
+        """Whether this node has the whole piece now."""
+        size_bytes = sum(map(len, blocks))
+        if self._node.store is not None and size_bytes == record.size_bytes and self._take(size_bytes):
+            try:
+                await self._node.store.put(blocks)
+            except (EdgeError, OSError) as error:
+                log.info("fetched KV blocks are not kept", error=str(error))
+        return await self._node.has(record)
 
     def _came(self, record: Record, seconds: float) -> None:
         _remember(self._fetched, (record.name, record.region), (record, seconds))

@@ -53,14 +53,16 @@ class Fetching:
         """Gets the first blocks, so that another holder can still take over. Raises BlockMissing, NetworkError."""
         await self._more()
 
-    async def next(self) -> bytes:
-        """The next block, b"" after the last. Raises BlockMissing, NetworkError."""
+    async def next(self) -> list[bytes]:
+        """The next blocks, as many as are here; none after the last. Raises BlockMissing, NetworkError."""
         if not self._blocks and self._cids:
             await self._more()
         if self._blocks:
-            return self._blocks.popleft()
+            blocks = list(self._blocks)
+            self._blocks.clear()
+            return blocks
         self._came(self._record, trio.current_time() - self._begun)
-        return b""
+        return []
 
     async def _more(self) -> None:
         wanted = [self._cids.popleft() for _ in range(min(FETCH_BLOCKS, len(self._cids)))]

@@ -214,8 +214,8 @@ async def get(sharing: Sharing, name: bytes, region: Region = WHOLE, timeout_s: 
     """A cell fetches a piece. Raises BlockMissing."""
     fetching = await sharing.fetch(name, region, timeout_s)
     content = b""
-    while block := await fetching.next():
-        content += block
+    while blocks := await fetching.next():
+        content += b"".join(blocks)
     return content
 
 

@@ -10,7 +10,7 @@ import pytest
 
 pytest.importorskip("edgellm_vllm", reason="the distribution in backends/vllm is not installed")
 
-from edgellm_vllm.steps import Constrained, WholeSteps, says_nothing
+from edgellm_vllm.steps import Constrained, Transfers, WholeSteps, says_nothing
 
 
 @dataclass
@@ -98,3 +98,27 @@ def test_a_rank_samples_where_the_model_has_run(result: object, sampled: bool) -
             return "tokens"
 
     assert Rank().edgellm_step(Step()) == ("tokens" if sampled else result)  # type: ignore[arg-type]
+
+
+def test_ranks_are_asked_while_a_load_or_a_store_is_under_way() -> None:
+    def reported(*, sending: set[str] | None = None, recving: set[str] | None = None) -> SimpleNamespace:
+        return SimpleNamespace(
+            kv_connector_output=SimpleNamespace(finished_sending=sending, finished_recving=recving)
+        )
+
+    transfers = Transfers()
+    transfers.sent(Step())
+    assert not transfers.under_way
+    transfers.sent(Step(kv_connector_metadata=SimpleNamespace(requests=[SimpleNamespace(request_id="a")])))
+    assert transfers.under_way
+    transfers.reported(None)
+    transfers.reported(SimpleNamespace(kv_connector_output=None))
+    transfers.reported(reported(recving={"b"}))
+    assert transfers.under_way
+    transfers.reported(reported(recving={"a"}))
+    assert not transfers.under_way
+    # The blocks of a finished request are kept until its last store is done.
+    transfers.sent(Step(finished_req_ids={"a"}))
+    assert transfers.under_way
+    transfers.reported(reported(sending={"a"}))
+    assert not transfers.under_way

@@ -18,7 +18,7 @@ from vllm.v1.executor.ray_executor_v2 import RayExecutorV2
 from vllm.v1.outputs import EMPTY_MODEL_RUNNER_OUTPUT
 
 from edgellm_vllm.progress import tell
-from edgellm_vllm.steps import Constrained, go_on_after_results, says_nothing
+from edgellm_vllm.steps import Constrained, Transfers, go_on_after_results, says_nothing
 
 if TYPE_CHECKING:
     from vllm.v1.core.sched.output import SchedulerOutput
@@ -27,7 +27,9 @@ _CONFIG_KEY = "edgellm"
 _JOIN_TIMEOUT_S = 120.0
 _RESERVE_TIMEOUT_S = 30.0
 _POLL_S = 0.05
-_LOAD_POLL_S = 0.01
+_LOAD_POLL_S = 0.006
+# Whatever they are thought to have to say.
+_LEAST_TELL_S = 0.1
 
 
 def placement_config(addresses_by_rank: list[str]) -> dict[str, Any]:
@@ -40,6 +42,9 @@ class PlacedRayExecutor(RayExecutorV2):
 
     def _init_executor(self) -> None:
         self._constrained = Constrained()
+        self._transfers = Transfers()
+        self._told_at = 0.0
+        """When the ranks last got a step."""
         self._step: Any = None
         """The result of the step that is under way, when it was sent as a whole and not sampled from yet."""
         # The cache that these need in each rank is filled by another way than ours.
@@ -58,6 +63,18 @@ class PlacedRayExecutor(RayExecutorV2):
         tell("phase", "kv cache")
         return super().initialize_from_config(*args, **kwargs)
 
+    def init_kv_output_aggregator(self, connector: Any) -> None:
+        """As the base class; what it puts together is noted."""
+        super().init_kv_output_aggregator(connector)
+        aggregate = self.kv_output_aggregator.aggregate
+
+        def noted(*args: Any, **kwargs: Any) -> Any:
+            output = aggregate(*args, **kwargs)
+            self._transfers.reported(output)
+            return output
+
+        self.kv_output_aggregator.aggregate = noted
+
     def execute_model(self, scheduler_output: SchedulerOutput, non_block: bool = False) -> Any:
         """As the base class; the ranks sample at once where they can, and `sample_tokens` then has that result."""
         whole = not (self._constrained.any_in(scheduler_output) or self._multimodal)
@@ -65,11 +82,15 @@ class PlacedRayExecutor(RayExecutorV2):
             return super().execute_model(scheduler_output, non_block)
         if says_nothing(scheduler_output):
             # Ranks that share their KV cache tell with each step which loads are done, so one that has nothing else to say
-            # is left out only while another will bring that.
+            # is left out only while another will bring that, or nothing is to be told.
             if self.kv_output_aggregator is None or self.futures_queue:
                 return _done(EMPTY_MODEL_RUNNER_OUTPUT)
             # vLLM asks as often as it can, and takes the cores from what it waits for.
             time.sleep(_LOAD_POLL_S)
+            if not self._transfers.under_way and time.monotonic() < self._told_at + _LEAST_TELL_S:
+                return _done(EMPTY_MODEL_RUNNER_OUTPUT)
+        self._told_at = time.monotonic()
+        self._transfers.sent(scheduler_output)
         step = self.collective_rpc(
             "edgellm_step",
             args=(scheduler_output,),

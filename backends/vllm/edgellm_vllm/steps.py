@@ -72,6 +72,30 @@ class Constrained:
         return step.has_structured_output_requests or not self._requests.isdisjoint(step.num_scheduled_tokens)
 
 
+class Transfers:
+    """Requests whose KV the ranks load or store, until they have said that it is done."""
+
+    def __init__(self) -> None:
+        self._open: set[str] = set()
+
+    def sent(self, step: SchedulerOutput) -> None:
+        """The ranks hear of what this step begins."""
+        requests = getattr(step.kv_connector_metadata, "requests", ())
+        self._open.update(request.request_id for request in requests)
+        # Their blocks are kept until the last store of each is done.
+        self._open |= step.finished_req_ids
+
+    def reported(self, output: Any) -> None:
+        """What all ranks together say after a step; None where nothing was to say."""
+        done = getattr(output, "kv_connector_output", None)
+        if done is not None:
+            self._open -= (done.finished_sending or set()) | (done.finished_recving or set())
+
+    @property
+    def under_way(self) -> bool:
+        return bool(self._open)
+
+
 class WholeSteps:
     """Mixed into vLLM's worker class."""
 
