@@ -31,11 +31,6 @@ def config(*, grouped: bool = False) -> dict[str, Any]:
     }
 
 
-def kv_bytes_per_token(settings: dict[str, Any]) -> int:
-    """Keys and values of all layers in bf16."""
-    return int(2 * settings["num_hidden_layers"] * settings["num_key_value_heads"] * settings["head_dim"] * 2)
-
-
 def shapes(settings: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     """Every weight of a Llama with tied embeddings."""
     hidden, intermediate = settings["hidden_size"], settings["intermediate_size"]
