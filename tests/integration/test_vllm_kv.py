@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from edgellm_vllm.kv.node import SILENCE_S
+from edgellm_vllm.kv.settings import CHUNK_TOKENS
 
 from edgellm.kv.region import Region
 from edgellm.wire import backend_pb2 as pb
@@ -26,7 +27,7 @@ from tests.integration.vllm_cluster import Cluster, cluster
 pytestmark = pytest.mark.root
 
 LAYERS = 6
-CHUNK = 128
+CHUNK = CHUNK_TOKENS
 PROMPT_TOKENS = 600
 WHOLE_CHUNKS = PROMPT_TOKENS // CHUNK * CHUNK
 FIND_S, FETCH_S = 2.0, 4.0

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from edgellm_vllm.kv.settings import CHUNK_TOKENS
 
 from edgellm.kv.region import Region
 from tests.integration.block_service import Service, block_service
@@ -17,7 +18,7 @@ from tests.integration.vllm_cluster import Cluster, cluster
 pytestmark = pytest.mark.root
 
 LAYERS = 6
-CHUNK = 128
+CHUNK = CHUNK_TOKENS
 PROMPT_TOKENS = 600
 WHOLE_CHUNKS = PROMPT_TOKENS // CHUNK * CHUNK
 PROMPTS = 4

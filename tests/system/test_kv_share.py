@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
+from edgellm_vllm.kv.settings import CHUNK_TOKENS
 
 from tests.system.capture import captured
 from tests.system.lan import Lan
@@ -101,7 +102,7 @@ def test_a_prompt_is_computed_once_and_nobody_else_learns_of_it(hosts: Hosts) ->
         ).check()
     assert first["cached_prompt_tokens"] == 0
     assert first["kv_from"] == []
-    whole = first["prompt_tokens"] // 128 * 128
+    whole = first["prompt_tokens"] // CHUNK_TOKENS * CHUNK_TOKENS
     for answer in (elsewhere, again):
         assert answer["cached_prompt_tokens"] == whole
         assert [(source["name"], source["tokens"]) for source in answer["kv_from"]] == [("alice", whole)]
@@ -166,6 +167,6 @@ def test_a_holder_that_dies_while_it_sends_costs_no_answer(hosts: Hosts) -> None
             time.sleep(0.02)
         hosts.swarm.lan.power_off(alice)
         answer = asked.result()
-    assert answer["cached_prompt_tokens"] < first["prompt_tokens"] // 128 * 128
+    assert answer["cached_prompt_tokens"] < first["prompt_tokens"] // CHUNK_TOKENS * CHUNK_TOKENS
     assert len(answer["token_ids"]) == 12
     assert "Traceback" not in hosts.bob.process.stderr

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgellm.wire import backend_pb2 as pb
 from edgellm_vllm.imports import without_garbage_collection
-from edgellm_vllm.kv.settings import may_share
+from edgellm_vllm.kv.settings import CHUNK_TOKENS, may_share
 from edgellm_vllm.kv.sharing import silent_members, transfer_options
 from edgellm_vllm.placement import RankPlacement, difference, planned_placement
 from edgellm_vllm.progress import Kind, ProgressListener
@@ -208,6 +208,9 @@ def _build(request: pb.LoadRequest, addresses: list[str], sharing: list[str]) ->
         options["max_model_len"] = request.max_model_len
     if current_platform.is_cpu():
         options["enforce_eager"] = True
+        if sharing:
+            # A chunk is whole blocks; on CPU vLLM's own default is as long as two chunks.
+            options["block_size"] = CHUNK_TOKENS
     else:
         # Compiling takes a minute that a single answer never earns back; graphs of decode steps take seconds.
         options["compilation_config"] = {"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY"}

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 
 from edgellm.engine.backend import KvSharing, MemberSpec
 
-CHUNK_TOKENS = 128
+CHUNK_TOKENS = 64
 """The unit that is shared: what is left of a prompt after whole chunks is computed. vLLM's block on CPU; a multiple of its
 block on CUDA. LMCache's own default of 256 leaves twice as much to compute and saves nothing measurable."""
 
