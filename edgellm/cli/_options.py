@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from edgellm.errors import UsageError
+
 
 class Fabric(StrEnum):
     OVERLAY = "overlay"
@@ -24,14 +26,15 @@ class KvScope(StrEnum):
     PUBLIC = "public"
 
 
-KV_SHARE = False
-"""Whether clusters share their KV cache where nothing is said."""
+KV_LEAST_PROMPT_TOKENS = 512
+"""Where nothing is said, prompts from this length on are shared: for shorter ones the cache costs what it saves."""
 
 KvShare = Annotated[
-    bool,
+    bool | None,
     typer.Option(
         "--kv-share/--no-kv-share",
-        help="Keep what was computed of prompts on the hosts, encrypted, so that it need not be computed twice.",
+        help="Keep what was computed of prompts on the hosts, encrypted, so that it need not be computed twice. Default: "
+        f"where a single question has {KV_LEAST_PROMPT_TOKENS} tokens or more.",
     ),
 ]
 KvScopeOption = Annotated[
@@ -43,9 +46,14 @@ KvScopeOption = Annotated[
 ]
 
 
-def kv_scope(share: bool, scope: KvScope) -> str | None:
-    """The scope as requesters take it; None: nothing is shared."""
-    return scope.value if share else None
+def kv_scope(share: bool | None, scope: KvScope, network: Fabric) -> str | None:
+    """The scope as requesters take it; None: nothing is shared. Raises UsageError where it cannot be as asked."""
+    if share and network is Fabric.DIRECT:
+        raise UsageError(
+            "a cluster on a plain network shares no KV cache: whoever reaches the cache's port there can run code by it",
+            remedy="leave out --kv-share, or --network direct",
+        )
+    return None if share is False else scope.value
 
 
 Bootstrap = Annotated[

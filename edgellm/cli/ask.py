@@ -52,7 +52,7 @@ def ask(
     context: options.Context = None,
     network: options.Network = options.Fabric.OVERLAY,
     isolation: options.IsolationOption = options.Isolation.BWRAP,
-    kv_share: options.KvShare = options.KV_SHARE,
+    kv_share: options.KvShare = None,
     kv_scope: options.KvScopeOption = options.KvScope.SESSION,
     bootstrap: options.Bootstrap = None,
     mdns: options.Mdns = False,
@@ -99,7 +99,8 @@ def ask(
         require_bootstrap(bootstrap or (), paths.state, mdns=mdns),
         mdns,
         isolation.value,
-        kv_scope=options.kv_scope(kv_share, kv_scope),
+        kv_scope=options.kv_scope(kv_share, kv_scope, network),
+        kv_least_prompt_tokens=0 if kv_share else options.KV_LEAST_PROMPT_TOKENS,
     )
 
     async def work() -> None:

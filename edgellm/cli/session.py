@@ -51,7 +51,7 @@ def open_(
     context: options.Context = None,
     network: options.Network = options.Fabric.OVERLAY,
     isolation: options.IsolationOption = options.Isolation.BWRAP,
-    kv_share: options.KvShare = options.KV_SHARE,
+    kv_share: options.KvShare = None,
     kv_scope: options.KvScopeOption = options.KvScope.SESSION,
     bootstrap: options.Bootstrap = None,
     mdns: options.Mdns = False,
@@ -90,7 +90,7 @@ def open_(
         fabric=network.value,
         context=context,
         sequences=sequences,
-        kv_scope=options.kv_scope(kv_share, kv_scope),
+        kv_scope=options.kv_scope(bool(kv_share), kv_scope, network),
     )
     with BringUpView(errors, quiet=quiet) as view:
         start_session(registry, order, files, lambda line: view.note(line.who, line.phase, line.detail))

@@ -20,6 +20,11 @@ cpu: measured as unique set size (vLLM 0.32, Ray 2.60): a process that runs a mo
 cuda: an estimate (CUDA context and kernels about 500 MiB, NCCL buffers, the allocator's slack), not measured.
 """
 
+KV_SERVER_BYTES = {"cpu": (512 + 230) * _MIB, "cuda": 0}
+"""What sharing the KV cache takes of a member: LMCache's first level (`edgellm.engine.backend.KvSharing.cache_bytes`), and its
+process, 206 MiB of anonymous memory as measured (LMCache 0.5.6). With CUDA it is the machine's memory and not the devices'.
+"""
+
 BATCHED_TOKENS = 2048
 """The most tokens that one step of chunked prefill computes."""
 
@@ -39,6 +44,7 @@ class Footprint:
     device_kind: str
     weights_before: tuple[int, ...]
     """At index i: the bytes of layers [0, i), all ranks together."""
+    shares_kv: bool = False
 
     @property
     def kv_tokens(self) -> int:
@@ -58,6 +64,9 @@ class Footprint:
         hidden = self.shape.attention_heads * self.shape.head_dim
         tokens = min(BATCHED_TOKENS, self.context * self.sequences)
         engine = ENGINE_BYTES.get(self.device_kind, ENGINE_BYTES["cuda"])
+        if self.shares_kv:
+            # One for all ranks of a member.
+            engine += ceil_div(KV_SERVER_BYTES.get(self.device_kind, 0), self.tensor_parallel)
         return engine + tokens * hidden * self.shape.element_bytes * ACTIVATION_VECTORS
 
     def layer_bytes(self, first: int, end: int) -> int:
@@ -86,11 +95,17 @@ class Footprint:
 
 
 def footprint(
-    shape: ModelShape, *, tensor_parallel: int, context: int, sequences: int, device_kind: str
+    shape: ModelShape,
+    *,
+    tensor_parallel: int,
+    context: int,
+    sequences: int,
+    device_kind: str,
+    shares_kv: bool = False,
 ) -> Footprint:
     """The memory needs of `shape` with room for `sequences` sequences of `context` tokens."""
     before = tuple(accumulate(shape.layer_bytes, initial=0))
-    return Footprint(shape, tensor_parallel, context, sequences, device_kind, before)
+    return Footprint(shape, tensor_parallel, context, sequences, device_kind, before, shares_kv)
 
 
 def ceil_div(dividend: int, divisor: int) -> int:

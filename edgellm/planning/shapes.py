@@ -34,6 +34,7 @@ def shapes(
             context=request.context,
             sequences=request.sequences,
             device_kind=engine.device_kind,
+            shares_kv=request.shares_kv,
         )
         seats = [seat for host in hosts if (seat := take_seat(host, degree)) is not None]
         most = min(len(seats), request.shape.layers)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -127,13 +127,14 @@ async def opened_cluster(
     versions = await discover(network, model, book=requester.book, now=requester.now)
     on_progress(Progress("", "plan", _versions_text(versions)))
     offers, known, request = await _first_that_fits(requester, model, versions, question, wanted)
+    sharing = requester.kv if request.shares_kv else None
     on_progress(Progress("", "lease"))
     async with leased(
         network, request, offers, on_refusal=lambda line: on_progress(Progress("", "lease", line))
     ) as lease:
         for stage in lease.stages.stages:
             on_progress(Progress(stage.name, "leased", f"layers {stage.first_layer}-{stage.end_layer - 1}"))
-        with tracked(requester.kv, [held.wish.host for held in lease.leases.held]) as kv:
+        with tracked(sharing, [held.wish.host for held in lease.leases.held]) as kv:
             async with bring_up(
                 network,
                 requester.switchboard,
@@ -145,15 +146,15 @@ async def opened_cluster(
                 issued_at=requester.now(),
                 sequences=wanted.sequences,
                 on_progress=on_progress,
-                kv=requester.kv.sharing(network, offers.digest, lease.stages.prediction.prefill_tok_s)
-                if requester.kv
+                kv=sharing.sharing(network, offers.digest, lease.stages.prediction.prefill_tok_s)
+                if sharing
                 else None,
             ) as cluster:
                 names = {candidate.peer: candidate.name for candidate in offers.candidates}
                 yield OpenedCluster(cluster, known, request, kv, names)
-                if requester.kv is not None and kv is not None:
+                if sharing is not None and kv is not None:
                     # While the cells are still there: what they computed last is announced by now or never.
-                    await requester.kv.tracker.gather(kv)
+                    await sharing.tracker.gather(kv)
 
 
 async def _first_that_fits(
@@ -172,14 +173,16 @@ async def _first_that_fits(
         hosts = [PeerAddress(peer, address.addresses) for peer, address in sorted(offers.hosts.items())]
         try:
             known = await fetch_model(requester.network, offers.digest, hosts, requester.store)
+            prompt_tokens = count_prompt(known.directory, question) if question else None
             request = plan_request(
                 model,
                 offers.digest,
                 known.manifest.shape,
                 wanted,
-                prompt_tokens=count_prompt(known.directory, question) if question else None,
+                prompt_tokens=prompt_tokens,
                 max_tokens=question.sampling.max_tokens if question else 0,
             )
+            request = _with_sharing(requester.kv, request, prompt_tokens, offers)
             make_plan(request, offers.candidates)
         except (PlanError, ModelError) as error:
             first_error = first_error or error
@@ -197,6 +200,22 @@ async def _first_that_fits(
             remedy=first_error.remedy,
         ) from first_error
     raise first_error
+
+
+def _with_sharing(
+    kv: KvRequester | None, request: PlanRequest, prompt_tokens: int | None, offers: Offers
+) -> PlanRequest:
+    """The request, with the KV cache shared where it was asked for or is worth it and fits."""
+    # Members on a trusted LAN have no network of their own, and share nothing.
+    if kv is None or request.fabric != "overlay" or not kv.is_for(prompt_tokens):
+        return request
+    sharing = replace(request, shares_kv=True)
+    if kv.least_prompt_tokens:
+        try:
+            make_plan(sharing, offers.candidates)
+        except PlanError:
+            return request
+    return sharing
 
 
 def count_prompt(directory: Path, question: Question) -> int | None:

@@ -26,6 +26,12 @@ class KvRequester:
     scope_id: bytes
     secret: bytes = field(repr=False)
     prefill: PrefillRatios
+    least_prompt_tokens: int = 0
+    """Clusters for shorter prompts share nothing, nor do those that have no memory for it; 0: all do, whatever it takes."""
+
+    def is_for(self, prompt_tokens: int | None) -> bool:
+        """Whether a cluster for such a prompt, or for many (None), is to share."""
+        return prompt_tokens is None or prompt_tokens >= self.least_prompt_tokens
 
     def sharing(self, network: Network, digest: str, predicted_tok_s: float) -> KvSharing:
         """For the plan of a cluster of the model `digest` that is predicted to compute prompts at this speed."""
@@ -45,7 +51,9 @@ def tracked(kv: KvRequester | None, members: Sequence[PeerAddress]) -> Iterator[
 
 
 @contextmanager
-def open_kv(network: Network, paths: Paths, scope: str) -> Iterator[KvRequester]:
+def open_kv(
+    network: Network, paths: Paths, scope: str, least_prompt_tokens: int = 0
+) -> Iterator[KvRequester]:
     """What clusters of this user share in `scope`; the records outlive the context.
 
     Raises UsageError where the scope's secret cannot be had.
@@ -59,4 +67,11 @@ def open_kv(network: Network, paths: Paths, scope: str) -> Iterator[KvRequester]
     paths.kv.mkdir(mode=0o700, exist_ok=True)
     with open_index(paths.kv / TRACKED) as index:
         prefill = PrefillRatios(paths.kv / "prefill.json")
-        yield KvRequester(Tracker(network, index), scope, ScopeKeys.derive(secret).scope_id, secret, prefill)
+        yield KvRequester(
+            Tracker(network, index),
+            scope,
+            ScopeKeys.derive(secret).scope_id,
+            secret,
+            prefill,
+            least_prompt_tokens,
+        )

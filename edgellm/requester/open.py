@@ -37,6 +37,8 @@ class RequesterOptions:
     backend: str = "vllm"
     kv_scope: str | None = None
     """"session", "swarm" or "public": who can read what clusters share of their KV cache; None: they share nothing."""
+    kv_least_prompt_tokens: int = 0
+    """`edgellm.requester.kv.KvRequester.least_prompt_tokens`."""
 
 
 @asynccontextmanager
@@ -52,7 +54,11 @@ async def open_requester(options: RequesterOptions, paths: Paths) -> AsyncIterat
         joined_swarm(options.bootstrap, paths, mdns=options.mdns) as network,
         AsyncExitStack() as stack,
     ):
-        kv = stack.enter_context(open_kv(network, paths, options.kv_scope)) if options.kv_scope else None
+        kv = None
+        if options.kv_scope:
+            kv = stack.enter_context(
+                open_kv(network, paths, options.kv_scope, options.kv_least_prompt_tokens)
+            )
         yield Requester(
             network=network,
             switchboard=Switchboard(network),

@@ -24,6 +24,8 @@ class PlanRequest:
     peers: tuple[str, ...] = ()
     """Only these, when not empty: peer ids, unambiguous prefixes of them, or host names."""
     fabric: str = "overlay"
+    shares_kv: bool = False
+    """Whether the members shall keep and find KV pieces, which takes some of their memory."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ from edgellm.p2p.framing import MessageStream
 from edgellm.p2p.network import Network, PeerAddress, Stream
 from edgellm.testing.memory_network import open_hub
 from edgellm.wire.bitswap_pb2 import BitswapMessage
+from tests.unit.kv_in_memory import MemoryStore
 
 BLOCKS = [bytes([number % 256]) * (1000 + number) for number in range(20)]
 CIDS = [Cid.of(block) for block in BLOCKS]
@@ -106,8 +107,9 @@ async def test_questions_get_what_they_ask_for_and_nothing_else(tmp_path: Path) 
         assert all(message.HasField("wantlist") for message in heard)
 
 
-async def test_what_nobody_asked_for_is_dropped(tmp_path: Path, autojump_clock: object) -> None:
-    async with open_hub() as hub, open_disk_store(tmp_path, 1 << 30) as store:
+async def test_what_nobody_asked_for_is_dropped(autojump_clock: object) -> None:
+    async with open_hub() as hub:
+        store = MemoryStore(1 << 30)
         alice, mallory = hub.join(), hub.join()
         bitswap = Bitswap(alice, store)
         got: dict[Cid, bytes] = {}
@@ -146,8 +148,10 @@ async def _denial(peer: Network, to: str, cid: Cid) -> None:
     await say(peer, to, BitswapMessage(presences=[presence]))
 
 
-async def test_a_denial_counts_only_for_who_denies(tmp_path: Path, autojump_clock: object) -> None:
-    async with open_hub() as hub, open_disk_store(tmp_path, 1 << 30) as store:
+async def test_a_denial_counts_only_for_who_denies(autojump_clock: object) -> None:
+    async with open_hub() as hub:
+        # In memory: a clock that jumps does not wait for a disk.
+        store = MemoryStore(1 << 30)
         await store.put(BLOCKS)
         alice, bob, mallory = hub.join(), hub.join(), hub.join()
         bitswap = Bitswap(bob, None)

@@ -11,8 +11,9 @@ import trio
 from edgellm.cli import app
 from edgellm.cli._bringup import peer_name, reuse
 from edgellm.cli._errors import told
-from edgellm.cli._options import KvScope, kv_scope
+from edgellm.cli._options import Fabric, KvScope, kv_scope
 from edgellm.cli.ask import _kv_since
+from edgellm.errors import UsageError
 from edgellm.kv.index import HELD, open_index
 from edgellm.paths import default_paths
 from edgellm.wire import session_pb2
@@ -53,9 +54,12 @@ def test_a_session_tells_what_was_used_since() -> None:
     assert _kv_since(before, None) == {}
 
 
-def test_nothing_is_shared_unless_asked_for() -> None:
-    assert kv_scope(False, KvScope.SESSION) is None
-    assert kv_scope(True, KvScope.SWARM) == "swarm"
+def test_what_is_shared_with_whom() -> None:
+    assert kv_scope(False, KvScope.SESSION, Fabric.OVERLAY) is None
+    assert kv_scope(True, KvScope.SWARM, Fabric.OVERLAY) == "swarm"
+    assert kv_scope(None, KvScope.SESSION, Fabric.DIRECT) == "session"
+    with pytest.raises(UsageError, match="plain network"):
+        kv_scope(True, KvScope.SESSION, Fabric.DIRECT)
 
 
 def test_stat_where_nothing_was_shared_yet(capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,6 +18,7 @@ from edgellm.kv.node import KvNode
 from edgellm.kv.scope import ScopeKeys
 from edgellm.kv.tracker import Tracker
 from edgellm.paths import Paths
+from edgellm.planning.fit import footprint
 from edgellm.requester.ask import Requester, opened_cluster
 from edgellm.requester.choose import Wanted
 from edgellm.requester.kv import KvRequester, open_kv
@@ -25,9 +26,11 @@ from edgellm.requester.prefill import PrefillRatios
 from edgellm.testing.memory_network import MemoryHub, open_hub
 from edgellm.testing.scripted_machine import ScriptedMachine
 from edgellm.types.plan import KvSharing
+from edgellm.types.request import Question, Sampling
 from edgellm.wire import blocks_pb2 as pb
 from edgellm.wire import blocks_pb2_grpc
 from tests.unit.kv_in_memory import NAMES, PIECE, TOKENS, Node, Swarm
+from tests.unit.planning_samples import model
 from tests.unit.swarm_in_memory import Host, join_host, join_requester
 from tests.unit.test_kv_service import REGION, Cell
 
@@ -189,3 +192,32 @@ async def test_a_user_has_one_scope_and_one_memory_of_it(tmp_path: Path) -> None
             assert public.scope_id != first.scope_id
         with pytest.raises(UsageError, match="private swarm"), open_kv(hub.join(), paths, "swarm"):
             pass
+
+
+async def test_where_nothing_is_said_long_prompts_share(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The models of these hosts have no tokenizer.
+    monkeypatch.setattr(
+        "edgellm.requester.ask.count_prompt", lambda directory, question: len(question.text.split())
+    )
+    async with two_hosts(tmp_path) as (hub, [(alice, _), _]), requester(hub, tmp_path) as asking:
+        assert asking.kv is not None
+        asking = replace(asking, kv=replace(asking.kv, least_prompt_tokens=512))
+        for words, shares in ((3, False), (600, True)):
+            alice.machine.block_sockets.clear()
+            question = Question(text="sky " * words, sampling=Sampling(max_tokens=4))
+            wanted = Wanted(peers=("alice",))
+            async with opened_cluster(asking, "tiny", question, wanted, lambda _: None) as opened:
+                assert opened.request.shares_kv is shares
+                assert (opened.kv is not None) is shares
+
+
+def test_the_memory_of_the_cache_is_planned_for() -> None:
+    alone, sharing = (
+        footprint(
+            model(), tensor_parallel=2, context=1024, sequences=1, device_kind="cpu", shares_kv=shares_kv
+        )
+        for shares_kv in (False, True)
+    )
+    assert sharing.overhead_bytes - alone.overhead_bytes == (512 + 230) * 2**20 // 2
