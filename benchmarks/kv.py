@@ -185,8 +185,8 @@ PARTS: dict[str, Callable[[Stage], list[Figure]]] = {"unshaped": unshaped, "shap
 def opened(swarm: Swarm, model: Path) -> Iterator[Stage]:
     """Hosts and sessions, closed at the end."""
     carol = swarm.requester
-    first = swarm.start_host(swarm.machine("alice"), model=model).wait_ready()
-    swarm.start_host(swarm.machine("bob"), "--max-leases", "3", model=model, memory="6GiB").wait_ready()
+    first = swarm.start_host(swarm.machine("alice"), model=model, memory="3GiB").wait_ready()
+    swarm.start_host(swarm.machine("bob"), "--max-leases", "3", model=model, memory="8GiB").wait_ready()
     text = "\n".join(pydoc_data.topics.topics.values())[: 2 * PROMPT_TOKENS]
     # A first question, as a user would have asked one: it tells how fast prompts are really computed.
     options = ("--raw", "--kv-share", "--max-tokens", "2", "--pp", "1", "--peers", "bob")

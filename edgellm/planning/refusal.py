@@ -105,6 +105,10 @@ def _too_big(request: PlanRequest, shortage: _Shortage, offering: int) -> PlanEr
     lent_bytes = ranks * sum(seat.memory_bytes for seat in seats)
     missing_bytes = shortage.missing_bytes
     processes = "1 engine process" if len(seats) * ranks == 1 else f"{len(seats) * ranks} engine processes"
+    remedy = "add hosts, lend more memory (edgellm host --memory), ask for a shorter answer, or take a smaller model"
+    if request.shares_kv:
+        processes += " and sharing the KV cache"
+        remedy += "; --no-kv-share takes less"
     hosts = "host" if len(seats) == 1 else f"{len(seats)} hosts"
     which = f"the {hosts} that can hold most of it" if len(seats) < offering else f"the {hosts} offering it"
     return PlanError(
@@ -112,7 +116,7 @@ def _too_big(request: PlanRequest, shortage: _Shortage, offering: int) -> PlanEr
         f"KV cache for {request.context:,} tokens {format_bytes(kv_bytes)}, the rest for {processes}); "
         f"{which} can hold {format_bytes(needed_bytes - missing_bytes)} of that in "
         f"{format_bytes(lent_bytes)} of memory; {format_bytes(missing_bytes)} is missing",
-        remedy="add hosts, lend more memory (edgellm host --memory), ask for a shorter answer, or take a smaller model",
+        remedy=remedy,
     )
 
 

@@ -61,7 +61,9 @@ def hosts(module_lan: Lan, tmp_path_factory: pytest.TempPathFactory) -> Hosts:
     program = [sys.executable, "-m", "benchmarks.large_model", str(model), "--grouped"]
     subprocess.run(program, check=True, cwd=REPOSITORY)
     swarm = Swarm(module_lan)
-    alice, bob = (swarm.start_host(swarm.machine(name), model=model) for name in ("alice", "bob"))
+    alice, bob = (
+        swarm.start_host(swarm.machine(name), model=model, memory="3GiB") for name in ("alice", "bob")
+    )
     return Hosts(swarm, alice.wait_ready(), bob.wait_ready())
 
 
