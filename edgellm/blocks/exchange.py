@@ -168,7 +168,9 @@ class BlockExchange:
         known = self._links.pop(holder, Link())
         throughput, rtt = known.throughput_bytes_s, known.rtt_s
         if came_bytes >= _MEASURED_BYTES and seconds > 0:
-            throughput = _mixed(throughput, came_bytes / seconds)
+            now = came_bytes / seconds
+            # A way that has become slower is believed at once: what is expected of it too long is waited for in vain.
+            throughput = now if now < throughput else _mixed(throughput, now)
         if first_s:
             rtt = _mixed(rtt, first_s)
         self._links[holder] = Link(throughput, rtt)

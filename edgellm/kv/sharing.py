@@ -47,6 +47,8 @@ QUIET_S = 0.2
 """A cell that has stored nothing for so long has nothing left to store: it does so beside the answer, not after it."""
 REPORTS_S = 1.2
 """How long reports of fetched pieces are waited for: a cell sends them after the answer, and of some none."""
+STILL_SENDS_S = 1.0
+"""A holder whose last block came no longer ago is slow, and not gone."""
 GONE = "gone"
 """What a member says of a piece that its holder does not have any more."""
 REPEATED = 2048
@@ -114,6 +116,8 @@ class Sharing:
         self._announcer: Announcer[Record | Use] = Announcer(self._tell, self._lost)
         self._ahead = Ahead(self._fetch_ahead)
         self._tasks: trio.Nursery | None = None
+        self._heard_at: dict[str, float] = {}
+        """When a block last came from a holder."""
         self._addresses: dict[str, tuple[str, ...]] = {}
         self._found: OrderedDict[_Key, _Choice] = OrderedDict()
         self._fetched: OrderedDict[_Key, tuple[Record, float]] = OrderedDict()
@@ -344,6 +348,7 @@ class Sharing:
 
         def counted(cid: Cid, block: bytes) -> None:
             self._node.figures.add("bytes_in", len(block))
+            self._heard_at[holder] = trio.current_time()
             came(cid, block)
 
         await self._node.fetcher.fetch(cids, [whom], timeout_s=timeout_s, came=counted)
@@ -406,7 +411,9 @@ class Sharing:
     async def _failed(self, record: Record, error: EdgeError) -> None:
         self._node.figures.add("fetch_failures")
         if not isinstance(error, BlockMissing) or isinstance(error, BlocksNotSent):
-            self._avoid(record.holder, UNREACHABLE_S)
+            # One that still sends is slower than was thought, which the gate knows now.
+            if trio.current_time() > self._heard_at.get(record.holder, -math.inf) + STILL_SENDS_S:
+                self._avoid(record.holder, UNREACHABLE_S)
             return
         # An honest holder whose disk was needed for something else: the record goes, the holder stays.
         self._found.pop((record.name, record.region), None)

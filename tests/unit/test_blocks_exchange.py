@@ -138,3 +138,11 @@ async def test_a_question_that_is_none_ends_its_stream_alone(tmp_path: Path, que
             with contextlib.suppress(NetworkError):
                 assert await stream.receive_some() == b""
         assert await BlockExchange(bob).fetch(CIDS, [at(alice.peer)], timeout_s=5) == BLOCKS
+
+
+async def test_a_way_that_becomes_slower_is_believed_at_once() -> None:
+    async with open_hub() as hub:
+        exchange = BlockExchange(hub.join())
+        for seconds, expected in ((0.1, 1e8), (1.0, 1e7), (0.1, 5.5e7)):
+            exchange._learn("alice", 0.01, 10**7, seconds)
+            assert exchange.link("alice").throughput_bytes_s == pytest.approx(expected)
