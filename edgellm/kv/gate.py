@@ -9,8 +9,8 @@ prefill on this cluster:
 The n with the largest saving is fetched, where it saves at least a fifth of compute(n): estimates are off, and a request must
 not become slower for them. Attention makes late chunks dearer than n t / p says, so savings are underestimated.
 
-A holder that nothing is known of is tried with one chunk, and given up after a twentieth of what the whole run takes to
-compute: that much a new link may cost, once.
+A holder that nothing is known of is tried with all of them, and given up after a twentieth of what the run takes to compute:
+that much a new link may cost, once. What has come by then is used.
 """
 
 from __future__ import annotations
@@ -60,8 +60,9 @@ def worth_fetching(
         compute_s = count * chunk_s
         if unknown:
             if best.chunks == 0 and not any(chunks[: count - 1]):
-                probe_s = PROBE_SHARE * len(chunks) * chunk_s
-                best = Verdict(count, probe_s, compute_s, max(probe_s, _LEAST_TIMEOUT_S))
+                whole_s = len(chunks) * chunk_s
+                probe_s = PROBE_SHARE * whole_s
+                best = Verdict(len(chunks), probe_s, whole_s, max(probe_s, _LEAST_TIMEOUT_S))
             break
         fetch_s = max((_seconds(links[holder], size) for holder, size in at.items()), default=0.0)
         saving = compute_s - fetch_s
