@@ -79,6 +79,8 @@ class MemoryFetcher:
     stores: dict[str, MemoryStore]
     slow_s: dict[str, float] = field(default_factory=dict)
     dead: set[str] = field(default_factory=set)
+    breaks_after: dict[str, int] = field(default_factory=dict)
+    """Blocks of each answer that such a holder sends before it breaks off."""
     asked: list[str] = field(default_factory=list)
 
     measured: dict[str, Link] = field(default_factory=dict)
@@ -102,7 +104,9 @@ class MemoryFetcher:
             if holder in self.dead:
                 raise BlocksNotSent(f"cannot reach peer {holder}")
             blocks = []
-            for cid in cids:
+            for number, cid in enumerate(cids):
+                if number == self.breaks_after.get(holder):
+                    raise BlocksNotSent(f"peer {holder} broke off")
                 blocks.append(await self.stores[holder].get(cid))
                 if came is not None:
                     came(cid, blocks[-1])

@@ -196,6 +196,19 @@ async def test_a_holder_that_evicted_a_piece_is_not_avoided_for_it(tmp_path: Pat
             assert set(await asker.index.find(asker.scope, NAMES[:2])) == {NAMES[1]}
 
 
+async def test_a_holder_that_breaks_off_is_asked_again(tmp_path: Path) -> None:
+    async with swarm(tmp_path) as s, s.asker() as asker, s.host() as alice, s.host() as bob:
+        await stored(s, asker, alice, NAMES[0])
+        async with s.lease(asker, bob) as (_, [sharing]):
+            bob.fetcher.breaks_after[alice.peer] = 1
+            assert len(await sharing.find(NAMES[:1], WHOLE, TOKENS)) == 1
+            with pytest.raises((BlockMissing, NetworkError)):
+                await get(sharing, NAMES[0])
+            del bob.fetcher.breaks_after[alice.peer]
+            assert len(await sharing.find(NAMES[:1], WHOLE, TOKENS)) == 1
+            assert await get(sharing, NAMES[0]) == PIECE
+
+
 async def test_a_slow_holder_costs_no_more_than_the_time_that_there_is(tmp_path: Path) -> None:
     async with swarm(tmp_path) as s, s.asker() as asker, s.host() as alice, s.host() as bob:
         await stored(s, asker, alice, NAMES[0])
