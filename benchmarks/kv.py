@@ -50,7 +50,7 @@ ANSWER_TOKENS = 2
 DOCUMENT_PIECES = PROMPT_TOKENS // CHUNK_TOKENS
 """What is left of it after whole chunks is computed."""
 REPEATS = 5
-SHAPED_REPEATS = 3
+SHAPED_REPEATS = 5
 RATES_MBIT = (500, 100, 50, 10)
 # Ordinary tokens of the small model's vocabulary, which the made model has.
 _VOCABULARY = range(300, 1280)

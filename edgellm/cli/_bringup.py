@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from rich.console import Console, RenderableType
 from rich.live import Live
 from rich.markup import escape
 from rich.spinner import Spinner
 from rich.table import Table
+
+if TYPE_CHECKING:
+    from edgellm.requester.timeline import Span
+
+
+BAR = 32
 
 
 @dataclass
@@ -143,6 +149,33 @@ def reuse(
     holders = [peer_name(peer, names) for peer, _ in sorted(by_peer.items(), key=lambda item: -item[1])]
     whence = f"from KV blocks of {', '.join(holders)}" if holders else "in the engine already"
     return f" · {cached_tokens} of {prompt_tokens} prompt tokens {whence}"
+
+
+def timeline(spans: Sequence[Span]) -> Table:
+    """What happened when, a line for each step, with a bar for it on a common axis."""
+    end_s = max(span.end_s for span in spans)
+    table = Table(box=None, header_style="bold", title="time line", title_style="bold", title_justify="left")
+    for column in ("FROM", "TO"):
+        table.add_column(column, justify="right")
+    for column in ("", "STEP", "HOSTS", ""):
+        table.add_column(column)
+    for span in spans:
+        table.add_row(
+            f"{span.begin_s:.1f} s",
+            f"{span.end_s:.1f} s",
+            bar(span.begin_s / end_s, span.end_s / end_s),
+            escape(span.what),
+            escape(" + ".join(span.who)),
+            f"[dim]{escape(span.detail)}[/]",
+        )
+    return table
+
+
+def bar(begin: float, end: float) -> str:
+    """A run of `BAR` characters, of which those between two shares of it are filled, at least one."""
+    first = min(int(begin * BAR), BAR - 1)
+    filled = max(1, round(end * BAR) - first)
+    return "·" * first + "█" * filled + "·" * (BAR - first - filled)
 
 
 def peer_name(peer: str, names: Mapping[str, str]) -> str:

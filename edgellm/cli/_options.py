@@ -20,6 +20,12 @@ class Isolation(StrEnum):
     NONE = "none"
 
 
+class Disaggregate(StrEnum):
+    AUTO = "auto"
+    ALWAYS = "always"
+    NEVER = "never"
+
+
 class KvScope(StrEnum):
     SESSION = "session"
     SWARM = "swarm"
@@ -44,6 +50,28 @@ KvScopeOption = Annotated[
         help="Who can read that. session: you alone. swarm: who has the swarm's secret. public: everybody.",
     ),
 ]
+
+
+DisaggregateOption = Annotated[
+    Disaggregate,
+    typer.Option(
+        "--disaggregate",
+        help="Have the prompt computed by other hosts than those that answer, at the same time a second cluster. auto: where "
+        "it is expected to be faster. always: whenever there are hosts for two.",
+    ),
+]
+
+
+def require_disaggregable(disaggregate: Disaggregate, share: bool | None, network: Fabric) -> None:
+    """Raises UsageError where prefill and decode cannot be on different hosts."""
+    if disaggregate is Disaggregate.NEVER:
+        return
+    if share is False or network is Fabric.DIRECT:
+        cause = "--no-kv-share" if share is False else "--network direct"
+        raise UsageError(
+            f"--disaggregate {disaggregate} and {cause} exclude each other: the prompt's KV cache goes from hosts to hosts",
+            remedy="leave out one of them",
+        )
 
 
 def kv_scope(share: bool | None, scope: KvScope, network: Fabric) -> str | None:

@@ -5,21 +5,22 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
 
 from edgellm.cli import _options as options
-from edgellm.cli._bringup import AnswerClock, BringUpView, Hop, peer_name, reuse, summary
+from edgellm.cli._bringup import AnswerClock, BringUpView, Hop, peer_name, reuse, summary, timeline
 from edgellm.cli._output import errors, say, write_answer
 from edgellm.errors import UsageError
 from edgellm.types.request import Message, Piece, Question, Sampling
 
 if TYPE_CHECKING:
     from edgellm.cluster.head import Progress
-    from edgellm.requester.ask import OpenedCluster
+    from edgellm.requester.cluster import OpenedCluster
+    from edgellm.requester.timeline import Span
     from edgellm.wire import session_pb2
 
 
@@ -52,6 +53,7 @@ def ask(
     context: options.Context = None,
     network: options.Network = options.Fabric.OVERLAY,
     isolation: options.IsolationOption = options.Isolation.BWRAP,
+    disaggregate: options.DisaggregateOption = options.Disaggregate.NEVER,
     kv_share: options.KvShare = None,
     kv_scope: options.KvScopeOption = options.KvScope.SESSION,
     bootstrap: options.Bootstrap = None,
@@ -78,6 +80,12 @@ def ask(
             "say either --model or --session",
             remedy='edgellm ask "PROMPT" --model MODEL, or --session NAME (see `edgellm session list`)',
         )
+    if session is not None and disaggregate is not options.Disaggregate.NEVER:
+        raise UsageError(
+            "--disaggregate is for a question with clusters of its own, and a session has one",
+            remedy="say --model instead of --session, or leave out --disaggregate",
+        )
+    options.require_disaggregable(disaggregate, kv_share, network)
     sampling = Sampling(max_tokens, temperature, top_p, seed, tuple(stop or ()))
     question = make_question(read_prompt(prompt), system, raw, sampling)
     show = _Show(quiet=quiet, as_json=as_json)
@@ -94,13 +102,15 @@ def ask(
 
     require_prompt(question)
     paths = default_paths()
-    wanted = Wanted(tp, pp, tuple(peers or ()), network.value, context)
+    wanted = Wanted(tp, pp, tuple(peers or ()), network.value, context, disaggregate=disaggregate.value)
+    # Whoever demands two clusters has them share, however short the prompt.
+    shares_always = kv_share or disaggregate is options.Disaggregate.ALWAYS
     options_ = RequesterOptions(
         require_bootstrap(bootstrap or (), paths.state, mdns=mdns),
         mdns,
         isolation.value,
         kv_scope=options.kv_scope(kv_share, kv_scope, network),
-        kv_least_prompt_tokens=0 if kv_share else options.KV_LEAST_PROMPT_TOKENS,
+        kv_least_prompt_tokens=0 if shares_always else options.KV_LEAST_PROMPT_TOKENS,
     )
 
     async def work() -> None:
@@ -148,18 +158,21 @@ class _Show:
         self._kv_tokens: Mapping[str, int] = {}
         self._kv_names: Mapping[str, str] = {}
         self._finish_reason = ""
+        self._spans: Sequence[Span] = ()
 
     def progress(self, progress: Progress) -> None:
         self.view.note(progress.who, progress.phase, progress.detail)
 
-    def ready(self, opened: OpenedCluster) -> None:
+    def ready(self, opened: OpenedCluster, *, asked_s_ago: float = 0.0) -> None:
         stages = opened.cluster.stages
         if opened.kv is not None:
             self.kv_from(opened.kv.tokens, opened.names)
         self.route(
             tuple(Hop(stage.name, stage.peer, stage.first_layer, stage.end_layer) for stage in stages.stages),
-            bring_up_s=self.view.elapsed_s,
+            # The part of it after the question went to a cluster that prefills is in the time to the first token.
+            bring_up_s=self.view.elapsed_s - asked_s_ago,
         )
+        self._clock = AnswerClock(begun=time.monotonic() - asked_s_ago)
         self.view.close()
         if not self._quiet:
             shape = f"TP={stages.tensor_parallel} PP={stages.pipeline_parallel}"
@@ -183,6 +196,9 @@ class _Show:
         if not self._as_json:
             write_answer(piece.text)
 
+    def timeline(self, spans: Sequence[Span]) -> None:
+        self._spans = spans
+
     def end(self) -> None:
         if self._as_json:
             print(json.dumps(self._report(), ensure_ascii=False))
@@ -192,6 +208,8 @@ class _Show:
             line = summary(self._clock, self._route, bring_up_s=self._bring_up_s)
             reused = reuse(self._prompt_tokens, self._cached_prompt_tokens, self._kv_tokens, self._kv_names)
             say(f"[dim]{escape(line + reused)}[/]")
+            if self._spans:
+                errors.print(timeline(self._spans))
             if self._finish_reason == "length":
                 say("[dim]the answer stopped at its longest; --max-tokens allows more[/]")
 
@@ -209,6 +227,16 @@ class _Show:
             "ttft_s": self._clock.ttft_s,
             "decode_tok_s": self._clock.decode_tok_s,
             "bring_up_s": self._bring_up_s,
+            "timeline": [
+                {
+                    "what": span.what,
+                    "hosts": span.who,
+                    "begin_s": span.begin_s,
+                    "end_s": span.end_s,
+                    "detail": span.detail,
+                }
+                for span in self._spans
+            ],
             "route": [
                 {
                     "peer": hop.peer,

@@ -66,6 +66,7 @@ def _to_wire(advert: HostAdvert) -> wire_pb2.HostAdvert:
                 memory_bytes=device.memory_bytes,
                 bandwidth_bytes_s=device.bandwidth_bytes_s,
                 flops=device.flops,
+                kv_layout=device.kv_layout,
             )
             for device in advert.devices
         ],
@@ -98,6 +99,7 @@ def _from_wire(message: wire_pb2.HostAdvert) -> HostAdvert:
             memory_bytes=device.memory_bytes,
             bandwidth_bytes_s=_positive(device.bandwidth_bytes_s, "bandwidth"),
             flops=_positive(device.flops, "FLOP rate"),
+            kv_layout=_text(device.kv_layout),
         )
         for device in message.devices
     )

@@ -84,6 +84,12 @@ class Backend(Protocol):
         """The kind of device the installed engine was built for. Raises EngineError when none is installed."""
         ...
 
+    def settings(self) -> Mapping[str, str]:
+        """What this machine's owner says in the environment about how the engine shall use its devices. Rates are measured
+        with them, and cells have them.
+        """
+        ...
+
     def command(self, member: MemberSpec) -> tuple[str, ...]:
         """argv to run in the member's cell. Holds no secret."""
         ...
@@ -99,7 +105,8 @@ class Backend(Protocol):
     def measure_command(self) -> tuple[str, ...]:
         """argv of a program that measures this machine's devices and prints them as one line of JSON on stdout:
 
-        `{"devices": [{"id", "kind", "name", "memory_bytes", "bandwidth_bytes_s", "flops"}, ...]}`, all that are installed.
+        `{"devices": [{"id", "kind", "name", "memory_bytes", "bandwidth_bytes_s", "flops", "kv_layout"}, ...]}`, all that are
+        installed.
         It runs once when a host starts (outside any cell: it is our code alone) and may take seconds.
         """
         ...

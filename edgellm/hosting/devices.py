@@ -31,6 +31,7 @@ class _Measured(msgspec.Struct, frozen=True):
     memory_bytes: int
     bandwidth_bytes_s: float
     flops: float
+    kv_layout: str
 
 
 class _Report(msgspec.Struct, frozen=True):
@@ -38,12 +39,13 @@ class _Report(msgspec.Struct, frozen=True):
 
 
 async def measure(backend: Backend, versions: Mapping[str, str], cache: Path) -> tuple[Device, ...]:
-    """All devices of this machine with their measured rates, from `cache` when measured before with these versions.
+    """All devices of this machine with their rates, from `cache` when measured before with these versions and settings.
 
     Free memory is part of the cached figure only for CUDA devices; `lend` caps CPU memory by what is free now.
     Raises EngineError when the backend's program fails.
     """
-    key = hashlib.sha256(json.dumps([backend.name, sorted(versions.items())]).encode()).hexdigest()[:16]
+    known_by = [backend.name, sorted(versions.items()), sorted(backend.settings().items())]
+    key = hashlib.sha256(json.dumps(known_by).encode()).hexdigest()[:16]
     remembered = cache / f"devices-{key}.json"
     if remembered.exists():
         try:
@@ -76,10 +78,7 @@ async def _run(backend: Backend) -> bytes:
 
 def _devices(report: bytes) -> tuple[Device, ...]:
     decoded = msgspec.json.decode(report, type=_Report)
-    return tuple(
-        Device(item.id, item.kind, item.name, item.memory_bytes, item.bandwidth_bytes_s, item.flops)
-        for item in decoded.devices
-    )
+    return tuple(Device(**msgspec.structs.asdict(item)) for item in decoded.devices)
 
 
 def lend(
@@ -118,6 +117,7 @@ def _cpu_devices(cpu: Device, wanted: str | None, free_bytes: int) -> tuple[Devi
             memory_bytes=lent // count,
             bandwidth_bytes_s=cpu.bandwidth_bytes_s / count,
             flops=cpu.flops / count,
+            kv_layout=cpu.kv_layout,
         )
         for index in range(count)
     )

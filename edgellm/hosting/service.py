@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import psutil
@@ -90,15 +90,7 @@ def make_advert(
 ) -> HostAdvert:
     """What the book says, as an advert. Pure. Devices show the memory that is free on them now."""
     devices = tuple(
-        Device(
-            id=device.id,
-            kind=device.kind,
-            name=device.name,
-            memory_bytes=max(0, book.free_memory_bytes(device.id)),
-            bandwidth_bytes_s=device.bandwidth_bytes_s,
-            flops=device.flops,
-        )
-        for device in book.devices
+        replace(device, memory_bytes=max(0, book.free_memory_bytes(device.id))) for device in book.devices
     )
     return HostAdvert(
         peer=peer,

@@ -72,6 +72,8 @@ class Answers(Protocol):
 
     async def settle(self, peer: str, scope: bytes) -> None: ...
 
+    async def measure(self, peer: str, scope: bytes) -> None: ...
+
 
 def serve_records(network: Network, answers: Answers) -> None:
     """Answers `/edgellm/kv/1` until the network ends."""
@@ -145,6 +147,14 @@ async def ask_settle(
     await _ask(network, whom, settle, "settled", timeout_s)
 
 
+async def ask_measure(
+    network: Network, whom: PeerAddress, scope: bytes, *, timeout_s: float = ANSWER_S
+) -> None:
+    """Returns once `whom` has measured the ways to holders that it knew nothing of. Raises NetworkError."""
+    measure = wire_pb2.KvRequest(measure=wire_pb2.KvMeasure(scope_id=scope))
+    await _ask(network, whom, measure, "measured", timeout_s)
+
+
 class Pace:
     """How often each peer may ask: a bucket of `BURST` that fills by `PER_SECOND`."""
 
@@ -201,6 +211,9 @@ async def _answered(answers: Answers, peer: str, request: wire_pb2.KvRequest) ->
         case "settle":
             await answers.settle(peer, request.settle.scope_id)
             return wire_pb2.KvReply(settled=wire_pb2.KvSettle())
+        case "measure":
+            await answers.measure(peer, request.measure.scope_id)
+            return wire_pb2.KvReply(measured=wire_pb2.KvMeasure())
         case _:
             raise ProtocolViolation("a question that is none")
 

@@ -25,6 +25,8 @@ log = structlog.get_logger(__name__)
 
 FLUSH_S = 5.0
 """How old the figures may be that another process reads."""
+MEASURE_S = 1.2
+"""Of a question that waits for it."""
 UNSAID_QUOTA_BYTES = 20 << 30
 """Taken for a store that has no quota of its own (an IPFS daemon's)."""
 SHARE_OF_A_LEASE = 2
@@ -95,6 +97,11 @@ class KvNode:
         for sharing in self._sharings:
             if sharing.tracker == peer and sharing.scope == scope:
                 await sharing.settle()
+
+    async def measure(self, peer: str, scope: bytes) -> None:
+        for sharing in self._sharings:
+            if sharing.tracker == peer and sharing.scope == scope:
+                await sharing.measure(MEASURE_S)
 
     async def _flush(self) -> None:
         figures = self.holdings.figures

@@ -140,7 +140,7 @@ class Sharing:
         async with trio.open_nursery() as nursery:
             self._tasks = nursery
             nursery.start_soon(self._announcer.run)
-            nursery.start_soon(self._measure)
+            nursery.start_soon(self.measure, SAMPLE_S)
             for record in await self._node.index.of_holder(self._scope, self._node.peer, limit=REPEATED):
                 if await self._node.has(record):
                     self._have(record)
@@ -353,12 +353,13 @@ class Sharing:
 
         await self._node.fetcher.fetch(cids, [whom], timeout_s=timeout_s, came=counted)
 
-    async def _measure(self) -> None:
-        """Fetches a little of each holder that nothing is known of, while the engine still loads.
+    async def measure(self, timeout_s: float) -> None:
+        """Fetches a little of each holder that nothing is known of: when a lease begins, while the engine still loads, and
+        when a question is to come whose pieces somebody else has just computed.
 
-        Otherwise the first prompt would have to try, and the gate lets it risk next to nothing.
+        Otherwise the prompt would have to try, and the gate lets it risk next to nothing.
         """
-        with trio.move_on_after(SAMPLE_S):
+        with trio.move_on_after(timeout_s):
             try:
                 known = await ask_find(
                     self._node.network, self._tracker, self._scope, [], None, timeout_s=TRACKER_S

@@ -6,12 +6,13 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import structlog
 import trio
 
 from edgellm.errors import NetworkError, ProtocolViolation
-from edgellm.kv.exchange import Known, Use, ask_settle, serve_records
+from edgellm.kv.exchange import Known, Use, ask_measure, ask_settle, serve_records
 from edgellm.kv.index import RecordIndex
 from edgellm.kv.records import Record, open_batch
 from edgellm.kv.region import Region
@@ -42,6 +43,12 @@ class Tracked:
         return tuple(holder for holder, _ in self.tokens.most_common())
 
 
+class _Tell(Protocol):
+    async def __call__(
+        self, network: Network, whom: PeerAddress, scope: bytes, *, timeout_s: float
+    ) -> None: ...
+
+
 class Tracker:
     """Answers `/edgellm/kv/1` for a requester (`edgellm.kv.exchange.Answers`)."""
 
@@ -67,15 +74,21 @@ class Tracker:
         Without it a cluster that answers one short question would go before it has said what it computed.
         """
 
+        await self._tell_all(tracked, ask_settle, "say which KV pieces it keeps")
+
+    async def prepare(self, tracked: Tracked) -> None:
+        """Returns once all members know how fast those who hold pieces of the scope can be reached, or after `SETTLE_S`.
+
+        For a question whose pieces were just computed, by hosts that these members have never fetched anything from.
+        """
+        await self._tell_all(tracked, ask_measure, "measure the ways to holders of KV pieces")
+
+    async def _tell_all(self, tracked: Tracked, tell: _Tell, to_do: str) -> None:
         async def ask(member: PeerAddress) -> None:
             try:
-                await ask_settle(self._network, member, tracked.scope, timeout_s=SETTLE_S)
+                await tell(self._network, member, tracked.scope, timeout_s=SETTLE_S)
             except NetworkError as error:
-                log.info(
-                    "a member did not say in time which KV pieces it keeps",
-                    peer=member.peer,
-                    error=str(error),
-                )
+                log.info(f"a member did not {to_do} in time", peer=member.peer, error=str(error))
 
         async with trio.open_nursery() as nursery:
             for member in tracked.members:
@@ -114,6 +127,9 @@ class Tracker:
 
     async def settle(self, peer: str, scope: bytes) -> None:
         raise ProtocolViolation("nobody tells a tracker to settle")
+
+    async def measure(self, peer: str, scope: bytes) -> None:
+        raise ProtocolViolation("nobody tells a tracker to measure")
 
     async def _note(self, tracked: Tracked, peer: str, use: Use) -> None:
         holder = use.holder or peer

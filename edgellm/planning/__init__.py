@@ -7,6 +7,7 @@
 * `fit`: how much memory a pipeline stage needs
 * `layers`: hosts in pipeline order, and the layers split over them
 * `predict`: how fast it would run
+* `disaggregate`: `plan_disaggregated`, prefill on some hosts and decode on others, and whether that pays
 * `refusal`: why there is no plan, in a `PlanError` with exact numbers
 * `explain`: `describe`, a plan in words
 

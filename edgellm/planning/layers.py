@@ -11,9 +11,9 @@ from edgellm.planning.seats import Seat
 
 
 def split_layers(need: Footprint, seats: Sequence[Seat]) -> Ranges | None:
-    """The layers of each seat, as near to its share of the measured speed as memory allows; None if they do not fit.
+    """The layers of each seat, as near to its share of the speed as memory allows; None if they do not fit.
 
-    Minimises sum(b²/v) over the stages, b the bytes a stage reads for a token and v its bandwidth. That is the same as
+    Minimises sum(b²/v) over the stages, b the bytes a stage reads for a token and v the seat's speed. That is the same as
     least squares from proportionality, sum(v * (b/v - T)²) with T = sum(b)/sum(v): the two differ by a constant. Exact,
     by dynamic programming over (stage, end), since neither layers nor seats need be equal. O(stages * layers²).
     """
@@ -28,7 +28,7 @@ def split_layers(need: Footprint, seats: Sequence[Seat]) -> Ranges | None:
             for end in range(nearest_end, layers - (stages - stage) + 1):
                 if need.stage_bytes(first, end) > seat.memory_bytes:
                     break
-                total = cost + decode_read_bytes(need, first, end) ** 2 / seat.bandwidth_bytes_s
+                total = cost + decode_read_bytes(need, first, end) ** 2 / seat.speed_bytes_s
                 if end not in reached or total < reached[end][0]:
                     reached[end] = (total, (*ranges, (first, end)))
         best = reached

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from edgellm.planning.eligible import by_engine, eligible
 from edgellm.planning.fit import Footprint
 from edgellm.planning.layers import lacking_bytes, largest_seats, pipeline_order, split_layers
-from edgellm.planning.predict import decode_read_bytes, fixed_step_s, predict
+from edgellm.planning.predict import decode_read_bytes, fixed_step_s, kv_read_bytes, predict, prefill_flop
 from edgellm.planning.refusal import check_counts, check_request, no_fit
 from edgellm.planning.seats import Seat
 from edgellm.planning.shapes import shapes
 from edgellm.types.advert import Engine
-from edgellm.types.plan import Candidate, PlanRequest, Stage, StagePlan
+from edgellm.types.plan import Candidate, PlanRequest, Prediction, Stage, StagePlan, Workload
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,16 +23,20 @@ class _Arrangement:
     need: Footprint
     seats: tuple[Seat, ...]
 
-    @property
-    def least_token_s(self) -> float:
-        """No split of the layers decodes a token faster: as if the fastest seat held everything."""
-        read_bytes = decode_read_bytes(self.need, 0, self.need.shape.layers)
-        fastest = max(seat.bandwidth_bytes_s for seat in self.seats)
-        return read_bytes / fastest + sum(fixed_step_s(seat) for seat in self.seats)
+    def least_s(self, workload: Workload) -> float:
+        """No split of the layers answers faster: as if the fastest seat held everything, the fastest of each kind of work."""
+        shape = self.need.shape
+        read_bytes = decode_read_bytes(self.need, 0, shape.layers)
+        bandwidth = max(seat.bandwidth_bytes_s for seat in self.seats)
+        token_s = read_bytes / bandwidth + sum(fixed_step_s(seat) for seat in self.seats)
+        flops = max(seat.flops for seat in self.seats)
+        prefill_tok_s = flops / prefill_flop(self.need, 0, shape.layers)
+        return workload.seconds(Prediction(1 / token_s, prefill_tok_s))
 
 
 def make_plan(request: PlanRequest, candidates: Sequence[Candidate]) -> StagePlan:
-    """The plan with the most predicted decode tok/s; of equals the one with fewer hosts, then with lower peer ids.
+    """The plan that does the request's workload soonest, by prediction: without a known prompt the one with the most decode
+    tok/s. Of equals the one with fewer hosts, then with lower peer ids.
 
     All stages share one engine and one tensor-parallel degree; a host serves one stage, with exactly that many of its
     devices. What the request fixes (`tensor_parallel`, `pipeline_parallel`, `peers`) is kept. The order of
@@ -49,8 +53,9 @@ def make_plan(request: PlanRequest, candidates: Sequence[Candidate]) -> StagePla
 
 def _best(request: PlanRequest, engine: Engine, hosts: Sequence[Candidate]) -> StagePlan | None:
     best: StagePlan | None = None
-    for arrangement in sorted(_arrangements(request, engine, hosts), key=lambda a: a.least_token_s):
-        if best is not None and arrangement.least_token_s > 1 / best.prediction.decode_tok_s:
+    workload = request.workload
+    for arrangement in sorted(_arrangements(request, engine, hosts), key=lambda a: a.least_s(workload)):
+        if best is not None and arrangement.least_s(workload) > workload.seconds(best.prediction):
             break
         plan = _plan(request, engine, arrangement)
         if plan is not None and (best is None or _preference(plan) < _preference(best)):
@@ -60,26 +65,32 @@ def _best(request: PlanRequest, engine: Engine, hosts: Sequence[Candidate]) -> S
 
 def _preference(plan: StagePlan) -> tuple[float, int, int, tuple[str, ...]]:
     peers = tuple(stage.peer for stage in plan.stages)
-    return (-plan.prediction.decode_tok_s, len(peers), plan.tensor_parallel, peers)
+    return (plan.request.workload.seconds(plan.prediction), len(peers), plan.tensor_parallel, peers)
 
 
 def _arrangements(request: PlanRequest, engine: Engine, hosts: Sequence[Candidate]) -> Iterator[_Arrangement]:
     for need, seats, stages in shapes(request, engine, hosts):
-        ordered = _choose(need, seats, stages)
+        ordered = _choose(need, seats, stages, request.workload)
         if ordered is not None:
             yield _Arrangement(need, ordered)
 
 
-def _choose(need: Footprint, seats: Sequence[Seat], stages: int) -> tuple[Seat, ...] | None:
+def _choose(
+    need: Footprint, seats: Sequence[Seat], stages: int, workload: Workload
+) -> tuple[Seat, ...] | None:
     """The fastest `stages` seats that hold the model, in pipeline order; None when not even the largest ones do.
 
     Starts with the fastest and, as long as they are too small, exchanges the smallest for the fastest that is larger.
     Memory grows at every step, so this ends, with the largest seats at the latest.
     """
-    read_bytes = decode_read_bytes(need, 0, need.shape.layers)
-    fastest_first = sorted(
-        seats, key=lambda s: (read_bytes / stages / s.bandwidth_bytes_s + s.round_trip_s, s.peer)
-    )
+    read_bytes = (decode_read_bytes(need, 0, need.shape.layers) + kv_read_bytes(need)) / stages
+    flop = prefill_flop(need, 0, need.shape.layers) / stages
+
+    def share_s(seat: Seat) -> float:
+        token_s = read_bytes / seat.bandwidth_bytes_s + seat.round_trip_s
+        return workload.seconds(Prediction(1 / token_s, seat.flops / flop))
+
+    fastest_first = sorted(seats, key=lambda seat: (share_s(seat), seat.peer))
     largest = largest_seats(need, seats, stages)
     if lacking_bytes(need, largest):
         return None

@@ -36,6 +36,12 @@ def decode_read_bytes(need: Footprint, first: int, end: int) -> int:
     return read
 
 
+def kv_read_bytes(need: Footprint) -> int:
+    """KV cache that all stages together read for one token, with the context half full."""
+    shape = need.shape
+    return shape.kv_bytes_per_token_and_layer * need.context // 2 * shape.layers
+
+
 def fixed_step_s(seat: Seat) -> float:
     """What a stage on `seat` adds to each token however few layers it has.
 
@@ -45,17 +51,23 @@ def fixed_step_s(seat: Seat) -> float:
     return STEP_S + seat.round_trip_s
 
 
+def prefill_flop(need: Footprint, first: int, end: int) -> float:
+    """What layers [first, end) compute for one token of a prompt: a forward pass costs 2 FLOP per parameter and token
+    (Kaplan et al. 2020, section 2.1).
+    """
+    return 2 * need.layer_bytes(first, end) / need.shape.element_bytes
+
+
 def predict(need: Footprint, seats: Sequence[Seat], ranges: Ranges) -> Prediction:
     """Rates of one sequence alone, its context half full."""
     shape = need.shape
     decode_s = prefill_s = 0.0
-    kv_read_bytes = shape.kv_bytes_per_token_and_layer * need.context // 2
+    kv_layer_bytes = kv_read_bytes(need) // shape.layers
     all_reduce_s = ALL_REDUCE_S.get(need.device_kind, 0.0) if need.tensor_parallel > 1 else 0.0
     for seat, (first, end) in zip(seats, ranges, strict=True):
-        read_bytes = decode_read_bytes(need, first, end) + kv_read_bytes * (end - first)
+        read_bytes = decode_read_bytes(need, first, end) + kv_layer_bytes * (end - first)
         decode_s += (
             read_bytes / seat.bandwidth_bytes_s + 2 * all_reduce_s * (end - first) + fixed_step_s(seat)
         )
-        # A forward pass costs 2 FLOP per parameter and token (Kaplan et al. 2020, section 2.1).
-        prefill_s += 2 * need.layer_bytes(first, end) / shape.element_bytes / seat.flops
+        prefill_s += prefill_flop(need, first, end) / seat.flops
     return Prediction(decode_tok_s=1 / decode_s, prefill_tok_s=1 / max(prefill_s, 1e-12))

@@ -36,7 +36,8 @@ def shapes(
             device_kind=engine.device_kind,
             shares_kv=request.shares_kv,
         )
-        seats = [seat for host in hosts if (seat := take_seat(host, degree)) is not None]
+        taken = (take_seat(host, degree, request.workload, request.shape.element_bytes) for host in hosts)
+        seats = [seat for seat in taken if seat is not None]
         most = min(len(seats), request.shape.layers)
         asked = request.pipeline_parallel
         for stages in range(1, most + 1) if asked is None else range(asked, min(asked, most) + 1):

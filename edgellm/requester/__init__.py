@@ -6,7 +6,8 @@ choose       question + model + candidates -> what to ask of the planner (pure)
 kv           the secret of its scope, and who keeps which KV pieces of it
 prefill      how fast clusters really computed prompts
 lease        plan, reserve, and plan again without those who refuse
+cluster      a cluster for a model, and one question to it; what sessions use as well
 ask          the life of a question: discover, plan, lease, bring up, generate, tear down
-
-`ask.opened_cluster` is what sessions use as well.
+disaggregate one question to two clusters: the first computes its prompt, the second answers
+timeline     what happened when
 """

@@ -2,66 +2,27 @@
 
 from __future__ import annotations
 
-import secrets
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Sequence
+from typing import Protocol
 
-import structlog
-import trio
-
-from edgellm.cluster.head import Cluster, Progress, bring_up, loss_explained
-from edgellm.cluster.member import Machine
-from edgellm.cluster.switchboard import Switchboard
-from edgellm.discovery.collect import SequenceBook
-from edgellm.errors import ModelError, PlanError, unwrapped
-from edgellm.models.light import LightStore
-from edgellm.models.tokens import count_tokens
-from edgellm.p2p.network import Network, PeerAddress
-from edgellm.planning.plan import make_plan
-from edgellm.requester.choose import Wanted, fitted, plan_request, require_prompt
-from edgellm.requester.discover import Offers, discover
-from edgellm.requester.kv import KvRequester, tracked
-from edgellm.requester.lease import leased
-from edgellm.requester.model_files import KnownModel, fetch_model
-from edgellm.types.plan import PlanRequest
+from edgellm.cluster.head import Progress, loss_explained
+from edgellm.errors import PlanError, unwrapped
+from edgellm.leasing.hold import LeasesRefused
+from edgellm.planning.disaggregate import Disaggregation, plan_disaggregated
+from edgellm.requester.choose import Wanted, require_prompt
+from edgellm.requester.cluster import (
+    Choice,
+    OnProgress,
+    OpenedCluster,
+    Requester,
+    answer,
+    choose,
+    learning,
+    opened,
+)
+from edgellm.requester.disaggregate import ask_two
+from edgellm.requester.timeline import Span
 from edgellm.types.request import Piece, Question
-
-if TYPE_CHECKING:
-    from edgellm.kv.tracker import Tracked
-
-log = structlog.get_logger(__name__)
-
-OnProgress = Callable[[Progress], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Requester:
-    """What asking needs of this machine and its network."""
-
-    network: Network
-    switchboard: Switchboard
-    machine: Machine
-    store: LightStore
-    book: SequenceBook
-    now: Callable[[], float]
-    kv: KvRequester | None = None
-    """None: clusters share no KV cache."""
-
-
-@dataclass(frozen=True, slots=True)
-class OpenedCluster:
-    """A loaded cluster, and what is known of its model."""
-
-    cluster: Cluster
-    model: KnownModel
-    request: PlanRequest
-    kv: Tracked | None = None
-    """What came from KV pieces, where the cluster shares; complete once the cluster is gone."""
-    names: Mapping[str, str] = field(default_factory=dict)
-    """What hosts of the model call themselves, by peer id; those outside the cluster too, whose KV blocks it may get."""
 
 
 class Watcher(Protocol):
@@ -69,163 +30,62 @@ class Watcher(Protocol):
 
     def progress(self, progress: Progress) -> None: ...
 
-    def ready(self, opened: OpenedCluster) -> None: ...
+    def ready(self, opened: OpenedCluster, *, asked_s_ago: float = 0.0) -> None:
+        """The cluster that answers gets the question now; another one that computes its prompt got it before."""
 
     def piece(self, piece: Piece) -> None: ...
 
+    def timeline(self, spans: Sequence[Span]) -> None:
+        """What happened when, of a question to two clusters, after its answer."""
+
 
 async def ask(requester: Requester, model: str, question: Question, wanted: Wanted, watcher: Watcher) -> None:
-    """Answers one question on a cluster of its own; everything is gone when it returns, raises or is cancelled.
+    """Answers one question on clusters of its own; everything is gone when it returns, raises or is cancelled.
 
     Raises EdgeErrors only; see `edgellm.errors`.
     """
     require_prompt(question)
     with unwrapped():
-        async with opened_cluster(requester, model, question, wanted, watcher.progress) as opened:
-            watcher.ready(opened)
-            on_piece = (
-                watcher.piece if requester.kv is None else _learning(requester.kv, opened, watcher.piece)
-            )
+        choice = await choose(requester, model, question, wanted, watcher.progress)
+        two = two_clusters(wanted, choice, watcher.progress)
+        if two is not None:
+            try:
+                with unwrapped():
+                    watcher.timeline(await ask_two(requester, choice, two, question, watcher))
+                return
+            except (LeasesRefused, PlanError) as error:
+                if wanted.disaggregate == "always":
+                    raise
+                watcher.progress(Progress("", "plan", f"one cluster prefills and decodes: {error}"))
+        async with opened(requester, choice, wanted.sequences, watcher.progress) as cluster:
+            watcher.ready(cluster)
             async with loss_explained():
-                await answer(opened, question, on_piece)
+                await answer(cluster, question, learning(requester.kv, cluster, watcher.piece))
 
 
-async def answer(opened: OpenedCluster, question: Question, on_piece: Callable[[Piece], None]) -> None:
-    """Generates on an open cluster. Raises UsageError for a prompt that does not fit, EngineError when the engine fails."""
-    prompt_tokens = count_prompt(opened.model.directory, question)
-    bounded = fitted(question, prompt_tokens=prompt_tokens, context=opened.request.context)
-    async with aclosing(opened.cluster.engine.generate(bounded, secrets.token_hex(8))) as pieces:
-        async for piece in pieces:
-            on_piece(piece)
+def two_clusters(wanted: Wanted, choice: Choice, on_progress: OnProgress) -> Disaggregation | None:
+    """Which hosts prefill and which decode; None where one cluster does both.
 
-
-def _learning(
-    kv: KvRequester, opened: OpenedCluster, on_piece: Callable[[Piece], None]
-) -> Callable[[Piece], None]:
-    """`on_piece`, and what the first one tells of prefill speed."""
-    asked_at, first = trio.current_time(), True
-
-    def heard(piece: Piece) -> None:
-        nonlocal first
-        if first and not piece.cached_prompt_tokens:
-            predicted = opened.cluster.stages.prediction.prefill_tok_s
-            seconds = trio.current_time() - asked_at
-            kv.prefill.saw(opened.cluster.plan.digest, predicted, tokens=piece.prompt_tokens, seconds=seconds)
-        first = False
-        on_piece(piece)
-
-    return heard
-
-
-@asynccontextmanager
-async def opened_cluster(
-    requester: Requester, model: str, question: Question | None, wanted: Wanted, on_progress: OnProgress
-) -> AsyncIterator[OpenedCluster]:
-    """A loaded cluster for `model`, sized for `question` where there is one; gone when the context ends."""
-    network = requester.network
-    on_progress(Progress("", "discover", model))
-    versions = await discover(network, model, book=requester.book, now=requester.now)
-    on_progress(Progress("", "plan", _versions_text(versions)))
-    offers, known, request = await _first_that_fits(requester, model, versions, question, wanted)
-    sharing = requester.kv if request.shares_kv else None
-    on_progress(Progress("", "lease"))
-    async with leased(
-        network, request, offers, on_refusal=lambda line: on_progress(Progress("", "lease", line))
-    ) as lease:
-        for stage in lease.stages.stages:
-            on_progress(Progress(stage.name, "leased", f"layers {stage.first_layer}-{stage.end_layer - 1}"))
-        with tracked(sharing, [held.wish.host for held in lease.leases.held]) as kv:
-            async with bring_up(
-                network,
-                requester.switchboard,
-                requester.machine,
-                lease.leases,
-                lease.stages,
-                known.directory,
-                cluster=lease.cluster,
-                issued_at=requester.now(),
-                sequences=wanted.sequences,
-                on_progress=on_progress,
-                kv=sharing.sharing(network, offers.digest, lease.stages.prediction.prefill_tok_s)
-                if sharing
-                else None,
-            ) as cluster:
-                names = {candidate.peer: candidate.name for candidate in offers.candidates}
-                yield OpenedCluster(cluster, known, request, kv, names)
-                if sharing is not None and kv is not None:
-                    # While the cells are still there: what they computed last is announced by now or never.
-                    await sharing.tracker.gather(kv)
-
-
-async def _first_that_fits(
-    requester: Requester,
-    model: str,
-    versions: tuple[Offers, ...],
-    question: Question | None,
-    wanted: Wanted,
-) -> tuple[Offers, KnownModel, PlanRequest]:
-    """The first version of the model (the most offered first) for which a plan is possible.
-
-    Raises the first version's error when none is: most often there is only one.
+    Raises PlanError where two are demanded and not possible.
     """
-    first_error: PlanError | ModelError | None = None
-    for offers in versions:
-        hosts = [PeerAddress(peer, address.addresses) for peer, address in sorted(offers.hosts.items())]
-        try:
-            known = await fetch_model(requester.network, offers.digest, hosts, requester.store)
-            prompt_tokens = count_prompt(known.directory, question) if question else None
-            request = plan_request(
-                model,
-                offers.digest,
-                known.manifest.shape,
-                wanted,
-                prompt_tokens=prompt_tokens,
-                max_tokens=question.sampling.max_tokens if question else 0,
+    request = choice.request
+    if wanted.disaggregate == "never" or (wanted.disaggregate == "auto" and not request.shares_kv):
+        return None
+    two = plan_disaggregated(request, choice.offers.candidates)
+    always = wanted.disaggregate == "always"
+    if two is None or not request.shares_kv:
+        if always:
+            raise PlanError(
+                f"prefill and decode of {request.model} cannot be on different hosts: there are no two sets of hosts that can "
+                "each hold it and read each other's KV cache",
+                remedy="add a host with the same kind of device, or leave out --disaggregate always",
             )
-            request = _with_sharing(requester.kv, request, prompt_tokens, offers)
-            make_plan(request, offers.candidates)
-        except (PlanError, ModelError) as error:
-            first_error = first_error or error
-            continue
-        return offers, known, request
-    assert first_error is not None
-    if len(versions) > 1:
-        hosts_of = "; ".join(
-            f"{offers.digest[:12]}: {', '.join(candidate.name for candidate in offers.candidates)}"
-            for offers in versions
-        )
-        raise type(first_error)(
-            f"{first_error} (hosts offer {len(versions)} different versions of {model}, which cannot share a "
-            f"cluster: {hosts_of})",
-            remedy=first_error.remedy,
-        ) from first_error
-    raise first_error
-
-
-def _with_sharing(
-    kv: KvRequester | None, request: PlanRequest, prompt_tokens: int | None, offers: Offers
-) -> PlanRequest:
-    """The request, with the KV cache shared where it was asked for or is worth it and fits."""
-    # Members on a trusted LAN have no network of their own, and share nothing.
-    if kv is None or request.fabric != "overlay" or not kv.is_for(prompt_tokens):
-        return request
-    sharing = replace(request, shares_kv=True)
-    if kv.least_prompt_tokens:
-        try:
-            make_plan(sharing, offers.candidates)
-        except PlanError:
-            return request
-    return sharing
-
-
-def count_prompt(directory: Path, question: Question) -> int | None:
-    """Tokens of the question's texts, or None where that cannot be told here."""
-    if question.text is not None:
-        return count_tokens(directory, question.text)
-    counts = [count_tokens(directory, message.content) for message in question.messages]
-    return None if None in counts else sum(count for count in counts if count is not None)
-
-
-def _versions_text(versions: tuple[Offers, ...]) -> str:
-    hosts = sum(len(offers.candidates) for offers in versions)
-    return f"{hosts} host{'s' if hosts != 1 else ''}"
+        return None
+    if always or two.pays:
+        detail = f"prefill on {' + '.join(two.prefill.names)}, decode on {' + '.join(two.decode.names)}"
+    else:
+        detail = "one cluster prefills and decodes"
+    answer_tokens = request.workload.answer_tokens
+    expected = f"{two.predicted_s:.1f} s on two clusters, {two.alone_s:.1f} s on one"
+    on_progress(Progress("", "plan", f"{detail} (for {answer_tokens} tokens {expected})"))
+    return two if always or two.pays else None

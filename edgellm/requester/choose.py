@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Literal, TypeAlias
 
 from edgellm.errors import UsageError
 from edgellm.types.model import ModelShape
-from edgellm.types.plan import PlanRequest
+from edgellm.types.plan import PlanRequest, Workload
 from edgellm.types.request import Question
 
 CONTEXT_STEP = 256
@@ -14,6 +15,9 @@ CONTEXT_STEP = 256
 UNKNOWN_PROMPT_CONTEXT = 4096
 TEMPLATE_TOKENS = 64
 """What a chat template may add around the messages."""
+
+
+Disaggregate: TypeAlias = Literal["auto", "always", "never"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +30,8 @@ class Wanted:
     fabric: str = "overlay"
     context: int | None = None
     sequences: int = 1
+    disaggregate: Disaggregate = "never"
+    """Whether other hosts compute the prompt than those that answer: where that is expected to pay, or whenever it can be."""
 
 
 def require_prompt(question: Question) -> None:
@@ -78,6 +84,7 @@ def plan_request(
         pipeline_parallel=wanted.pipeline_parallel,
         peers=wanted.peers,
         fabric=wanted.fabric,
+        workload=Workload(prompt_tokens or 0, max(1, max_tokens)),
     )
 
 

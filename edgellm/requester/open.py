@@ -22,7 +22,7 @@ from edgellm.p2p.identity import Identity
 from edgellm.p2p.network import Network
 from edgellm.p2p.node import NodeConfig, open_node
 from edgellm.paths import Paths
-from edgellm.requester.ask import Requester
+from edgellm.requester.cluster import Requester
 from edgellm.requester.kv import open_kv
 
 MDNS_TIMEOUT_S = 8.0

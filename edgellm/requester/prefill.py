@@ -31,9 +31,13 @@ class PrefillRatios:
         except (OSError, msgspec.MsgspecError) as error:
             log.warning("what was learned of prefill speed is lost", path=str(path), error=str(error))
 
+    def share(self, digest: str) -> float:
+        """How much of a prediction is reached; 1 where nothing was seen."""
+        return self._ratios.get(digest, 1.0)
+
     def expected_tok_s(self, digest: str, predicted_tok_s: float) -> float:
         """The prediction, corrected by what was seen."""
-        return predicted_tok_s * self._ratios.get(digest, 1.0)
+        return predicted_tok_s * self.share(digest)
 
     def saw(self, digest: str, predicted_tok_s: float, *, tokens: int, seconds: float) -> None:
         """A prompt of so many tokens, all of which were computed, took so long until its first answer token."""

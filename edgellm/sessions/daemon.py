@@ -26,8 +26,8 @@ from edgellm.cluster.head import Progress
 from edgellm.errors import EdgeError, unwrapped
 from edgellm.log import log_to
 from edgellm.paths import default_paths
-from edgellm.requester.ask import OpenedCluster, opened_cluster
 from edgellm.requester.choose import Wanted
+from edgellm.requester.cluster import OpenedCluster, opened_cluster
 from edgellm.requester.open import RequesterOptions, open_requester
 from edgellm.sessions.daemon_order import Order
 from edgellm.sessions.idle import Idleness

@@ -29,6 +29,10 @@ class Script:
     fail_load: str = ""
     misplace: bool = False
     """Report layers elsewhere than asked."""
+    asked: list[int] = field(default_factory=list)
+    """The most tokens that each question wanted."""
+    prefill_hangs: bool = False
+    """Questions for one token are never answered."""
     aborted: list[str] = field(default_factory=list)
     running: int = 0
 
@@ -73,8 +77,11 @@ class ScriptedEngine(backend_pb2_grpc.BackendServicer):
                 f"the prompt has {prompt_tokens} tokens, the context only {self._script.max_model_len}",
             )
         with self._lock:
+            self._script.asked.append(request.sampling.max_tokens)
             self._script.running += 1
         try:
+            while self._script.prefill_hangs and request.sampling.max_tokens == 1 and context.is_active():
+                time.sleep(0.01)
             for index in range(request.sampling.max_tokens):
                 if not context.is_active():
                     self._script.aborted.append(request.request_id)

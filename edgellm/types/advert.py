@@ -30,6 +30,8 @@ class Device:
     """Measured memory bandwidth: what decoding one sequence is bound by."""
     flops: float
     """Measured matrix-multiply rate in FLOP/s: what prefill is bound by."""
+    kv_layout: str = ""
+    """What its KV cache is laid out for, in the backend's words. A hint for planning: names of KV pieces say all of it."""
 
 
 @dataclass(frozen=True, slots=True)

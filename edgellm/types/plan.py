@@ -9,6 +9,28 @@ from edgellm.types.model import ModelShape
 
 
 @dataclass(frozen=True, slots=True)
+class Prediction:
+    decode_tok_s: float
+    prefill_tok_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """What a plan is to be fast at: prompts of so many tokens, each with an answer of so many."""
+
+    prompt_tokens: int = 0
+    """0 where it is not known: then the speed of answers alone counts."""
+    answer_tokens: int = 1
+    prefill_share: float = 1.0
+    """How much of the predicted prefill speed engines have been seen to reach with this model."""
+
+    def seconds(self, prediction: Prediction) -> float:
+        """From the question to the last token of its answer."""
+        prefill_s = self.prompt_tokens / (prediction.prefill_tok_s * self.prefill_share)
+        return prefill_s + self.answer_tokens / prediction.decode_tok_s
+
+
+@dataclass(frozen=True, slots=True)
 class PlanRequest:
     model: str
     """As the user named it; for messages."""
@@ -26,6 +48,7 @@ class PlanRequest:
     fabric: str = "overlay"
     shares_kv: bool = False
     """Whether the members shall keep and find KV pieces, which takes some of their memory."""
+    workload: Workload = Workload()
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,12 +77,6 @@ class Stage:
     """For each device: its share of the weights, KV cache, and overhead."""
     devices: tuple[str, ...] = ()
     """What the planner had in mind; the host decides when it grants."""
-
-
-@dataclass(frozen=True, slots=True)
-class Prediction:
-    decode_tok_s: float
-    prefill_tok_s: float
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,20 +7,22 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Device(_message.Message):
-    __slots__ = ("id", "kind", "name", "memory_bytes", "bandwidth_bytes_s", "flops")
+    __slots__ = ("id", "kind", "name", "memory_bytes", "bandwidth_bytes_s", "flops", "kv_layout")
     ID_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
     BANDWIDTH_BYTES_S_FIELD_NUMBER: _ClassVar[int]
     FLOPS_FIELD_NUMBER: _ClassVar[int]
+    KV_LAYOUT_FIELD_NUMBER: _ClassVar[int]
     id: str
     kind: str
     name: str
     memory_bytes: int
     bandwidth_bytes_s: float
     flops: float
-    def __init__(self, id: _Optional[str] = ..., kind: _Optional[str] = ..., name: _Optional[str] = ..., memory_bytes: _Optional[int] = ..., bandwidth_bytes_s: _Optional[float] = ..., flops: _Optional[float] = ...) -> None: ...
+    kv_layout: str
+    def __init__(self, id: _Optional[str] = ..., kind: _Optional[str] = ..., name: _Optional[str] = ..., memory_bytes: _Optional[int] = ..., bandwidth_bytes_s: _Optional[float] = ..., flops: _Optional[float] = ..., kv_layout: _Optional[str] = ...) -> None: ...
 
 class Engine(_message.Message):
     __slots__ = ("backend", "device_kind", "versions")
@@ -314,14 +316,16 @@ class OverlayReply(_message.Message):
     def __init__(self, error: _Optional[str] = ...) -> None: ...
 
 class KvRequest(_message.Message):
-    __slots__ = ("find", "announce", "settle")
+    __slots__ = ("find", "announce", "settle", "measure")
     FIND_FIELD_NUMBER: _ClassVar[int]
     ANNOUNCE_FIELD_NUMBER: _ClassVar[int]
     SETTLE_FIELD_NUMBER: _ClassVar[int]
+    MEASURE_FIELD_NUMBER: _ClassVar[int]
     find: KvFind
     announce: KvAnnounce
     settle: KvSettle
-    def __init__(self, find: _Optional[_Union[KvFind, _Mapping]] = ..., announce: _Optional[_Union[KvAnnounce, _Mapping]] = ..., settle: _Optional[_Union[KvSettle, _Mapping]] = ...) -> None: ...
+    measure: KvMeasure
+    def __init__(self, find: _Optional[_Union[KvFind, _Mapping]] = ..., announce: _Optional[_Union[KvAnnounce, _Mapping]] = ..., settle: _Optional[_Union[KvSettle, _Mapping]] = ..., measure: _Optional[_Union[KvMeasure, _Mapping]] = ...) -> None: ...
 
 class KvRegion(_message.Message):
     __slots__ = ("first_layer", "end_layer", "first_head", "end_head")
@@ -425,14 +429,22 @@ class KvSettle(_message.Message):
     scope_id: bytes
     def __init__(self, scope_id: _Optional[bytes] = ...) -> None: ...
 
+class KvMeasure(_message.Message):
+    __slots__ = ("scope_id",)
+    SCOPE_ID_FIELD_NUMBER: _ClassVar[int]
+    scope_id: bytes
+    def __init__(self, scope_id: _Optional[bytes] = ...) -> None: ...
+
 class KvReply(_message.Message):
-    __slots__ = ("found", "announced", "settled", "refused")
+    __slots__ = ("found", "announced", "settled", "refused", "measured")
     FOUND_FIELD_NUMBER: _ClassVar[int]
     ANNOUNCED_FIELD_NUMBER: _ClassVar[int]
     SETTLED_FIELD_NUMBER: _ClassVar[int]
     REFUSED_FIELD_NUMBER: _ClassVar[int]
+    MEASURED_FIELD_NUMBER: _ClassVar[int]
     found: KvFound
     announced: KvAnnounced
     settled: KvSettle
     refused: str
-    def __init__(self, found: _Optional[_Union[KvFound, _Mapping]] = ..., announced: _Optional[_Union[KvAnnounced, _Mapping]] = ..., settled: _Optional[_Union[KvSettle, _Mapping]] = ..., refused: _Optional[str] = ...) -> None: ...
+    measured: KvMeasure
+    def __init__(self, found: _Optional[_Union[KvFound, _Mapping]] = ..., announced: _Optional[_Union[KvAnnounced, _Mapping]] = ..., settled: _Optional[_Union[KvSettle, _Mapping]] = ..., refused: _Optional[str] = ..., measured: _Optional[_Union[KvMeasure, _Mapping]] = ...) -> None: ...

@@ -11,6 +11,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 
+from tests.system.delay_line import DelayLine
 from tests.system.leftovers import Snapshot, assert_nothing_left
 from tests.system.machine import Machine
 from tests.system.namespaces import Namespaces, command
@@ -106,6 +107,19 @@ class Lan:
         """Limits what the machine sends, as a slow uplink does (token bucket filter, 50 ms of queue)."""
         bucket = ("rate", f"{rate_mbit_s}mbit", "burst", "64kb", "latency", "50ms")
         machine.namespaces.command("tc", "qdisc", "replace", "dev", "eth0", "root", "tbf", *bucket)
+
+    def delay(self, machine: Machine, one_way_s: float) -> None:
+        """From now on each packet to and from the machine travels so much longer, as over a long line."""
+        number = self.machines.index(machine) + 1
+        near, far, port = f"near{number}", f"far{number}", f"port{number}"
+        self._switch.command("ip", "link", "set", port, "nomaster")
+        self._switch.command("ip", "link", "add", near, "type", "veth", "peer", "name", far)
+        self._switch.command("ip", "link", "set", near, "master", "lan", "up")
+        for end in (far, port):
+            self._switch.command("ip", "link", "set", end, "up", "promisc", "on")
+        with self._switch.network():
+            line = DelayLine(far, port, one_way_s)
+        self._undo.callback(line.close)
 
     def tap(self) -> socket.socket:
         """A socket that receives every frame that crosses the switch, once as it comes in and once as it goes out."""

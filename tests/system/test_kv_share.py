@@ -22,7 +22,7 @@ from tests.system.swarm import ASK_TIMEOUT_S, Host, Swarm
 
 _TEXT = "\n".join(pydoc_data.topics.topics[name] for name in sorted(pydoc_data.topics.topics))
 # About 1,000 tokens each; nothing of one is in another.
-DOCUMENTS = [_TEXT[start : start + 3000] for start in range(5000, 65000, 20000)]
+DOCUMENTS = [_TEXT[start : start + 3000] for start in range(5000, 105000, 20000)]
 MODEL = "large"
 DIES_AFTER_BYTES = 3 << 20
 """Of about seven million of the document's KV."""
@@ -34,24 +34,17 @@ class Hosts:
     alice: Host
     bob: Host
 
-    def ask(self, document: str, peer: str, who: Machine | None = None, *options: str) -> dict[str, Any]:
+    def ask(self, document: str, peer: str, who: Machine | None = None) -> dict[str, Any]:
         """The answer on a cluster of its own on this one host, as JSON, with what was said about it."""
-        words = (
-            "--raw",
-            "--kv-share",
-            "--json",
-            "--max-tokens",
-            "12",
-            "--peers",
-            peer,
-            "--pp",
-            "1",
-            *options,
-        )
-        argv = self.swarm.ask(document, *words, "--context", "1536", model=MODEL)
+        argv = self.argv(document, "--peers", peer)
         done = (who or self.swarm.requester).run(argv, timeout_s=ASK_TIMEOUT_S).check()
         answer: dict[str, Any] = json.loads(done.stdout)
         return answer
+
+    def argv(self, document: str, *options: str) -> list[str]:
+        """The command of a question about a document."""
+        words = ("--raw", "--kv-share", "--json", "--max-tokens", "12", "--pp", "1", "--context", "1536")
+        return self.swarm.ask(document, *words, *options, model=MODEL)
 
 
 @pytest.fixture(scope="module")
@@ -150,6 +143,42 @@ def test_a_frozen_holder_costs_little_and_no_answer(hosts: Hosts) -> None:
     assert thawed["cached_prompt_tokens"] > 0
     # Computed on bob, and then from bob's own blocks.
     assert frozen["ttft_s"] < 3 * thawed["ttft_s"] + 10
+
+
+def test_one_host_computes_the_prompt_and_another_answers(hosts: Hosts) -> None:
+    document = DOCUMENTS[3]
+    argv = hosts.argv(document, "--disaggregate", "always")
+    done = hosts.swarm.requester.run(argv, timeout_s=ASK_TIMEOUT_S).check()
+    answer = json.loads(done.stdout)
+    steps = {step["what"]: step for step in answer["timeline"]}
+    prefill, decode = steps["prefill"], steps["decode"]
+    assert {prefill["hosts"][0], decode["hosts"][0]} == {"alice", "bob"}
+    assert [hop["name"] for hop in answer["route"]] == decode["hosts"]
+    whole = answer["prompt_tokens"] // CHUNK_TOKENS * CHUNK_TOKENS
+    assert [(source["name"], source["tokens"]) for source in answer["kv_from"]] == [
+        (prefill["hosts"][0], whole)
+    ]
+    assert prefill["end_s"] <= steps["KV blocks kept"]["end_s"] <= steps["first token"]["begin_s"]
+    assert answer["ttft_s"] >= steps["first token"]["end_s"] - prefill["begin_s"] - 0.5
+    assert "time line" in done.stderr
+    # The same as from the same KV with one cluster.
+    assert answer["token_ids"] == hosts.ask(document, decode["hosts"][0])["token_ids"]
+
+
+def test_a_host_that_freezes_while_it_prefills_costs_no_answer(hosts: Hosts) -> None:
+    argv = hosts.argv(DOCUMENTS[4], "--disaggregate", "always")
+    asking = hosts.swarm.requester.start(argv)
+    name = asking.wait_for(r" prefill (alice|bob)\b", ASK_TIMEOUT_S)[1]
+    host = {"alice": hosts.alice, "bob": hosts.bob}[name].machine
+    host.freeze()
+    try:
+        answer = json.loads(asking.wait(ASK_TIMEOUT_S).check().stdout)
+    finally:
+        host.thaw()
+    assert len(answer["token_ids"]) == 12
+    assert answer["cached_prompt_tokens"] == 0
+    assert [hop["name"] for hop in answer["route"]] != [name]
+    assert any("failed" in step["detail"] for step in answer["timeline"] if step["what"] == "prefill")
 
 
 def test_a_holder_that_dies_while_it_sends_costs_no_answer(hosts: Hosts) -> None:

@@ -129,6 +129,30 @@ def test_a_limited_uplink_is_slow(lan: Lan) -> None:
     assert time.monotonic() - begun > 0.8
 
 
+def test_a_long_line_takes_its_time_and_carries_much(lan: Lan) -> None:
+    one, two = lan.add("one"), lan.add("two")
+    sink = two.start(
+        python(
+            'import socket; s = socket.create_server(("", 7000)); print("up", flush=True)\n'
+            "for _ in range(2):\n"
+            "    p, _ = s.accept()\n"
+            "    while p.recv(1 << 16): pass\n"
+            '    p.sendall(b"all of it")'
+        )
+    )
+    sink.wait_for("up")
+    send = (
+        "import socket, sys, time; begun = time.monotonic(); s = socket.create_connection((sys.argv[1], 7000))\n"
+        "s.sendall(bytes(4 << 20)); s.shutdown(socket.SHUT_WR); s.recv(100); print(time.monotonic() - begun)"
+    )
+    short_s = float(one.run(python(send, two.address)).check().stdout)
+    lan.delay(one, 0.1)
+    long_s = float(one.run(python(send, two.address)).check().stdout)
+    sink.wait(10)
+    # To connect takes a round trip, and so does the answer.
+    assert short_s + 0.4 <= long_s < short_s + 3
+
+
 def test_run_gives_output_input_and_status(lan: Lan) -> None:
     one = lan.add("one")
     done = one.run(["sh", "-c", "cat; echo error >&2; exit 3"], input="prompt")

@@ -8,7 +8,7 @@ from edgellm.planning.fit import footprint
 from edgellm.planning.seats import Seat
 from edgellm.types.advert import Device, Engine
 from edgellm.types.model import ModelShape
-from edgellm.types.plan import Candidate, PlanRequest, StagePlan
+from edgellm.types.plan import Candidate, PlanRequest, StagePlan, Workload
 
 MIB = 1 << 20
 GIB = 1 << 30
@@ -49,6 +49,7 @@ def ask(
     peers: tuple[str, ...] = (),
     context: int = 1024,
     sequences: int = 1,
+    workload: Workload | None = None,
 ) -> PlanRequest:
     return PlanRequest(
         "org/model",
@@ -59,6 +60,7 @@ def ask(
         tensor_parallel=tp,
         pipeline_parallel=pp,
         peers=peers,
+        workload=workload or Workload(),
     )
 
 
@@ -73,13 +75,18 @@ def host(
     digest: str = DIGEST,
     fabrics: tuple[str, ...] = ("overlay",),
     round_trip: float = 0.001,
+    flops: float = 1e12,
+    kv_layout: str = "vec",
 ) -> Candidate:
-    lent = tuple(Device(str(i), engine.device_kind, "test", memory, bandwidth, 1e12) for i in range(devices))
+    lent = tuple(
+        Device(str(i), engine.device_kind, "test", memory, bandwidth, flops, kv_layout)
+        for i in range(devices)
+    )
     return Candidate(peer, name or f"host-{peer}", digest, engine, lent, fabrics, round_trip)
 
 
 def seat(peer: str, memory: int = 8 * GIB, bandwidth: float = 20e9) -> Seat:
-    return Seat(peer, peer, ("0",), memory, bandwidth, 1e12, 0.001)
+    return Seat(peer, peer, ("0",), memory, bandwidth, 1e12, 0.001, bandwidth)
 
 
 def layers_of(plan: StagePlan) -> dict[str, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -18,7 +19,8 @@ from edgellm.hosting.service import Advertiser
 from edgellm.leasing.serve import LeaseServer
 from edgellm.models.light import LightStore
 from edgellm.models.manifest import build_manifest, digest, encode_manifest
-from edgellm.requester.ask import OpenedCluster, Requester
+from edgellm.requester.cluster import OpenedCluster, Requester
+from edgellm.requester.timeline import Span
 from edgellm.testing.memory_network import MemoryHub, MemoryNetwork
 from edgellm.testing.scripted_engine import Script
 from edgellm.testing.scripted_machine import ScriptedMachine
@@ -47,13 +49,18 @@ class Recorder:
     notes: list[Progress] = field(default_factory=list)
     pieces: list[Piece] = field(default_factory=list)
     opened: OpenedCluster | None = None
+    asked_s_ago: float = 0.0
+    spans: Sequence[Span] = ()
     began: trio.Event = field(default_factory=trio.Event)
 
     def progress(self, progress: Progress) -> None:
         self.notes.append(progress)
 
-    def ready(self, opened: OpenedCluster) -> None:
-        self.opened = opened
+    def ready(self, opened: OpenedCluster, *, asked_s_ago: float = 0.0) -> None:
+        self.opened, self.asked_s_ago = opened, asked_s_ago
+
+    def timeline(self, spans: Sequence[Span]) -> None:
+        self.spans = spans
 
     def piece(self, piece: Piece) -> None:
         self.pieces.append(piece)

@@ -14,13 +14,14 @@ import pytest
 from rich.console import Console
 
 from edgellm.cli import app
-from edgellm.cli._bringup import AnswerClock, BringUpView, Hop, summary
+from edgellm.cli._bringup import AnswerClock, BringUpView, Hop, bar, summary, timeline
 from edgellm.cli._errors import INTERRUPTED, told
 from edgellm.cli.models import entries_of
 from edgellm.cli.peers import report
 from edgellm.cli.session import parse_duration
 from edgellm.discovery.collect import Sighting
 from edgellm.errors import DiscoveryError, EdgeError, NetworkError, UsageError
+from edgellm.requester.timeline import Span
 from tests.unit.samples import GIB, advert
 
 HEAVY = ("grpc", "libp2p", "torch", "ray", "vllm", "transformers", "tokenizers", "huggingface_hub", "trio")
@@ -84,6 +85,22 @@ def test_help_is_quick() -> None:
             "with --ipfs a daemon keeps the blocks",
             "StorageMax",
         ),
+        (
+            ["ask", "hi", "-s", "amber", "--disaggregate", "auto"],
+            "a question with clusters of its own",
+            "--model instead of --session",
+        ),
+        (
+            ["ask", "hi", "-m", "tiny", "--disaggregate", "always", "--no-kv-share"],
+            "--disaggregate always and --no-kv-share exclude each other",
+            "leave out one of them",
+        ),
+        (
+            ["ask", "hi", "-m", "tiny", "--disaggregate", "auto", "--network", "direct"],
+            "--disaggregate auto and --network direct exclude each other",
+            "leave out one of them",
+        ),
+        (["ask", "hi", "-m", "tiny", "--disaggregate", "maybe"], "--disaggregate", "ask --help"),
         (["nonsense"], "nonsense", "--help"),
     ],
 )
@@ -176,6 +193,39 @@ def test_the_summary() -> None:
     assert summary(clock, route, bring_up_s=29.04) == (
         "TTFT 0.50 s · bring-up 29.0 s · 10.0 tok/s · 21 tokens · alice layers 0-4 → bob layers 5-15"
     )
+
+
+def test_a_time_line_is_a_line_for_each_step() -> None:
+    out = io.StringIO()
+    spans = (
+        Span("bring-up to decode", ("bob",), 0.0, 12.0),
+        Span("prefill", ("al[i]ce", "carol"), 12.5, 16.0, "2,000 prompt tokens"),
+        Span("decode", ("bob",), 24.0, 24.0),
+    )
+    Console(file=out, width=200).print(timeline(spans))
+    title, columns, *lines = (line.rstrip() for line in out.getvalue().splitlines())
+    assert title.split() == ["time", "line"]
+    assert columns.split() == ["FROM", "TO", "STEP", "HOSTS"]
+    fields = [line.split(maxsplit=5) for line in lines]
+    assert [field[5] for field in fields] == [
+        "bring-up to decode  bob",
+        "prefill             al[i]ce + carol  2,000 prompt tokens",
+        "decode              bob",
+    ]
+    assert [field[4] for field in fields] == [
+        "█" * 16 + "·" * 16,
+        "·" * 16 + "█" * 5 + "·" * 11,
+        "·" * 31 + "█",
+    ]
+    assert [field[:4] for field in fields[1:]] == [["12.5", "s", "16.0", "s"], ["24.0", "s", "24.0", "s"]]
+
+
+@pytest.mark.parametrize(
+    ("begin", "end"), [(0.0, 0.0), (0.0, 1.0), (1.0, 1.0), (0.5, 0.5), (0.99, 1.0), (0.01, 0.02)]
+)
+def test_a_bar_has_always_the_same_length_and_something_in_it(begin: float, end: float) -> None:
+    assert len(bar(begin, end)) == 32
+    assert "█" in bar(begin, end)
 
 
 @pytest.mark.parametrize(

@@ -19,8 +19,8 @@ from edgellm.kv.scope import ScopeKeys
 from edgellm.kv.tracker import Tracker
 from edgellm.paths import Paths
 from edgellm.planning.fit import footprint
-from edgellm.requester.ask import Requester, opened_cluster
 from edgellm.requester.choose import Wanted
+from edgellm.requester.cluster import Requester, opened_cluster
 from edgellm.requester.kv import KvRequester, open_kv
 from edgellm.requester.prefill import PrefillRatios
 from edgellm.testing.memory_network import MemoryHub, open_hub
@@ -199,7 +199,7 @@ async def test_where_nothing_is_said_long_prompts_share(
 ) -> None:
     # The models of these hosts have no tokenizer.
     monkeypatch.setattr(
-        "edgellm.requester.ask.count_prompt", lambda directory, question: len(question.text.split())
+        "edgellm.requester.cluster.count_prompt", lambda directory, question: len(question.text.split())
     )
     async with two_hosts(tmp_path) as (hub, [(alice, _), _]), requester(hub, tmp_path) as asking:
         assert asking.kv is not None

@@ -64,6 +64,9 @@ class Script:
     async def settle(self, peer: str, scope: bytes) -> None:
         await trio.sleep(self.wait_s)
 
+    async def measure(self, peer: str, scope: bytes) -> None:
+        await trio.sleep(self.wait_s)
+
 
 @asynccontextmanager
 async def pair(script: Script) -> AsyncIterator[tuple[MemoryNetwork, PeerAddress]]:

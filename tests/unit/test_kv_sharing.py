@@ -9,9 +9,10 @@ import pytest
 import trio
 
 from edgellm.errors import BlockMissing, NetworkError
-from edgellm.kv.exchange import announce, ask_find, ask_settle
+from edgellm.kv.exchange import announce, ask_find, ask_measure, ask_settle
 from edgellm.kv.gate import Link
 from edgellm.kv.sharing import FIND_S, Outcome
+from edgellm.p2p.network import PeerAddress
 from tests.unit.kv_in_memory import (
     BACK,
     FRONT,
@@ -176,6 +177,44 @@ async def test_the_way_to_a_holder_is_measured_when_the_lease_begins(tmp_path: P
             bob.fetcher.measured = {alice.peer: Link(1e5, 0.01)}
             assert await sharing.find(NAMES[:4], WHOLE, TOKENS) == ()
             assert bob.holdings.figures.take()["declined_chunks"] == 0 + 0 + 4
+
+
+async def test_the_way_to_a_holder_that_came_later_is_measured_for_a_question(tmp_path: Path) -> None:
+    """As of a cluster that answers from what another one has just computed: it was there before there was any holder."""
+    async with (
+        swarm(tmp_path) as s,
+        s.asker() as asker,
+        s.host() as alice,
+        s.host() as bob,
+        s.host() as eve,
+        s.lease(asker, bob) as (tracked, _),
+    ):
+        await asker.tracker.prepare(tracked)
+        assert not bob.fetcher.asked
+        await stored(s, asker, alice, *NAMES[:4])
+        bob.fetcher.measured = {alice.peer: Link()}
+        await asker.tracker.prepare(tracked)
+        assert bob.fetcher.asked == [alice.peer]
+        bob.fetcher.measured = {}
+        await asker.tracker.prepare(tracked)
+        assert bob.fetcher.asked == [alice.peer]
+        # Nobody but the tracker of a lease has its host measure anything.
+        bob.fetcher.measured = {alice.peer: Link()}
+        await ask_measure(eve.network, bob.address, asker.scope)
+        assert bob.fetcher.asked == [alice.peer]
+        with pytest.raises(NetworkError, match="nobody tells a tracker"):
+            await ask_measure(bob.network, PeerAddress(asker.network.peer), asker.scope)
+
+
+async def test_preparing_waits_no_longer_than_a_moment(tmp_path: Path) -> None:
+    async with swarm(tmp_path) as s, s.asker() as asker, s.host() as alice, s.host() as bob:
+        await stored(s, asker, alice, *NAMES[:4])
+        bob.fetcher.measured = {alice.peer: Link()}
+        bob.fetcher.slow_s = {alice.peer: 60.0}
+        async with s.lease(asker, bob) as (tracked, _):
+            begun = trio.current_time()
+            await asker.tracker.prepare(tracked)
+            assert trio.current_time() - begun < 2
 
 
 async def test_a_holder_that_evicted_a_piece_is_not_avoided_for_it(tmp_path: Path) -> None:

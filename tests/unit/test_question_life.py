@@ -12,8 +12,9 @@ import trio
 
 from edgellm.errors import CellError, EngineError, HostLost, PlanError, UsageError
 from edgellm.leasing.hold import LeasesRefused
-from edgellm.requester.ask import Requester, ask, opened_cluster
+from edgellm.requester.ask import ask
 from edgellm.requester.choose import Wanted
+from edgellm.requester.cluster import Requester, opened_cluster
 from edgellm.testing.memory_network import MemoryHub, open_hub
 from edgellm.testing.scripted_engine import Script
 from edgellm.testing.scripted_machine import ScriptedMachine

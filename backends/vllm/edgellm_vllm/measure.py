@@ -57,6 +57,7 @@ def cpu() -> dict[str, Any]:
         "memory_bytes": memory,
         "bandwidth_bytes_s": bandwidth,
         "flops": flops,
+        "kv_layout": "amx" if torch.cpu._is_amx_tile_supported() else f"vec {platform.machine()}",
     }
 
 
@@ -84,6 +85,7 @@ def cuda() -> list[dict[str, Any]]:
                 "memory_bytes": free,
                 "bandwidth_bytes_s": bandwidth,
                 "flops": flops,
+                "kv_layout": "sm{}{}".format(*torch.cuda.get_device_capability(device)),
             }
         )
     return devices
