@@ -3,7 +3,7 @@
     nonce (12) | AES-256-GCM ciphertext | tag (16)
 
 The nonce follows from the content (as in RFC 8452), so that the same piece is the same block whoever made it, and a nonce never
-serves two contents. Not compressed: the values of a bf16 cache look random but for their exponents.
+serves two contents. It hides everything about a content but its length.
 """
 
 from __future__ import annotations

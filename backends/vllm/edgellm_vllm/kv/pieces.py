@@ -19,6 +19,7 @@ from edgellm.kv.seal import SEAL_BYTES, NotAuthentic, open_sealed, seal
 from edgellm_vllm.kv.node import FoundPiece, NodeBlocks
 from edgellm_vllm.kv.profile import EXPONENTS, RankProfile, read_profile
 from edgellm_vllm.kv.settings import KvSettings
+from edgellm_vllm.kv.squeeze import possible_bytes, squeeze, unsqueeze
 from edgellm_vllm.kv.tasks import Task
 
 log = logging.getLogger(__name__)
@@ -159,7 +160,7 @@ class RankPieces:
             log.warning("a chunk with values that are not finite is not shared")
             return 0
         name = self._name(chunk)
-        sealed = seal(self._pieces.keys, name, region, content)
+        sealed = seal(self._pieces.keys, name, region, squeeze(content, self.profile.dtype))
         if not self._pieces.node.store(name, region, sealed):
             return 0
         with self._lock:
@@ -167,19 +168,25 @@ class RankPieces:
         return len(sealed)
 
     def _open(self, name: bytes, piece: FoundPiece, timeout_s: float) -> tuple[bytes, Source] | None:
-        sealed_bytes = self._bytes_of(piece.region) + SEAL_BYTES
-        fetched = self._pieces.node.fetch(name, piece, sealed_bytes, timeout_s)
+        size_bytes = self._bytes_of(piece.region)
+        possible = possible_bytes(size_bytes, self.profile.dtype)
+        fetched = self._pieces.node.fetch(name, piece, max(possible) + SEAL_BYTES, timeout_s)
         if fetched is None:
             return None
         sealed, holder = fetched
         source = Source(name, piece.region, holder, time.monotonic())
-        if len(sealed) != sealed_bytes:
+        if len(sealed) - SEAL_BYTES not in possible:
             self._refuse(source, "wrong size")
             return None
         try:
-            content = open_sealed(self._pieces.keys, name, piece.region, memoryview(sealed))
+            content = unsqueeze(
+                open_sealed(self._pieces.keys, name, piece.region, memoryview(sealed)), size_bytes
+            )
         except NotAuthentic:
             self._refuse(source, "not authentic")
+            return None
+        except ValueError:
+            self._refuse(source, "wrong size")
             return None
         if not is_finite(content, self.profile.dtype):
             self._refuse(source, "not finite")

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     import torch
 
 
+PIECES = "squeezed"
+"""The form of a piece's content (`edgellm_vllm.kv.squeeze`): pieces of another form have other names."""
+
 EXPONENTS = {"bfloat16": 0x7F80, "float16": 0x7C00, "float32": 0x7F800000}
 """The types whose caches are shared, and the bits that are all set in what is not finite."""
 
@@ -100,7 +103,7 @@ def rank_profile(config: Any, cache_config: Any, caches: Mapping[str, torch.Tens
             "attention": _attention(config),
             "instructions": _instructions(config, spec),
             "layout": f"{cache_config.kv_cache_layout} {next(iter(caches.values())).ndim}d",
-            "engine": f"vllm {vllm.__version__} lmcache {version('lmcache')}",
+            "engine": f"vllm {vllm.__version__} lmcache {version('lmcache')} {PIECES}",
             "lora": "",
         },
     )
