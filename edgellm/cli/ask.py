@@ -176,7 +176,7 @@ class _Show:
         self.view.close()
         if not self._quiet:
             shape = f"TP={stages.tensor_parallel} PP={stages.pipeline_parallel}"
-            say(f"[green]ready[/] in {self._bring_up_s:.1f} s: {shape}")
+            say(f"[green]ready[/] in {self.view.elapsed_s:.1f} s: {shape}")
 
     def route(self, route: tuple[Hop, ...], *, bring_up_s: float | None) -> None:
         self._route, self._bring_up_s = route, bring_up_s

@@ -5,8 +5,9 @@ Whoever answers decides what the asker may know (`Answers`); here peers are held
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Sequence
+from collections import Counter, OrderedDict
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -30,6 +31,8 @@ MAX_RECORDS = 4096
 MAX_USES = 256
 MAX_ADDRESSES = 16
 MAX_AT_ONCE = 32
+MAX_AT_ONCE_EACH = 16
+"""Of one peer: a member asks once for each prompt that comes meanwhile, and nobody shall take all the places."""
 BURST = 64
 PER_SECOND = 32.0
 """Questions of one peer. A rank asks once a prompt and announces ten times a second at most."""
@@ -79,13 +82,28 @@ def serve_records(network: Network, answers: Answers) -> None:
     """Answers `/edgellm/kv/1` until the network ends."""
     pace = Pace()
     slots = trio.CapacityLimiter(MAX_AT_ONCE)
+    busy: Counter[str] = Counter()
+
+    @asynccontextmanager
+    async def counted(peer: str) -> AsyncIterator[None]:
+        busy[peer] += 1
+        try:
+            yield
+        finally:
+            busy[peer] -= 1
+            if not busy[peer]:
+                del busy[peer]
 
     async def answer(stream: Stream) -> None:
         messages = MessageStream(stream, max_bytes=MAX_REPLY_BYTES)
         if not pace.admits(stream.peer, trio.current_time()) or slots.available_tokens < 1:
             await messages.send(wire_pb2.KvReply(refused="too many questions"), timeout_s=ANSWER_S)
             return
-        async with slots:
+        if busy[stream.peer] >= MAX_AT_ONCE_EACH:
+            await messages.send(wire_pb2.KvReply(refused="too many questions at once"), timeout_s=ANSWER_S)
+            return
+        # Counted before anything waits.
+        async with counted(stream.peer), slots:
             request = await messages.receive(
                 wire_pb2.KvRequest, timeout_s=ANSWER_S, max_bytes=MAX_REQUEST_BYTES
             )

@@ -99,9 +99,10 @@ class KvNode:
                 await sharing.settle()
 
     async def measure(self, peer: str, scope: bytes) -> None:
-        for sharing in self._sharings:
-            if sharing.tracker == peer and sharing.scope == scope:
-                await sharing.measure(MEASURE_S)
+        async with trio.open_nursery() as nursery:
+            for sharing in self._sharings:
+                if sharing.tracker == peer and sharing.scope == scope:
+                    nursery.start_soon(sharing.measure, MEASURE_S)
 
     async def _flush(self) -> None:
         figures = self.holdings.figures

@@ -61,6 +61,8 @@ SAMPLE_BYTES = 2 << 20
 MAX_SAMPLED = 8
 """Holders that are measured when a lease begins."""
 SAMPLE_S = 10.0
+MEASURED_ANEW_S = 2.0
+"""How soon at the earliest ways are measured again."""
 
 _Key = tuple[bytes, Region]
 _V = TypeVar("_V")
@@ -125,6 +127,8 @@ class Sharing:
         self._stored_at = 0.0
         self._unproven: OrderedDict[_Key, list[bytes]] = OrderedDict()
         self._unproven_bytes = 0
+        self._measuring = trio.Lock()
+        self._measured_at = -math.inf
 
     @property
     def tracker(self) -> str:
@@ -357,22 +361,29 @@ class Sharing:
         """Fetches a little of each holder that nothing is known of: when a lease begins, while the engine still loads, and
         when a question is to come whose pieces somebody else has just computed.
 
-        Otherwise the prompt would have to try, and the gate lets it risk next to nothing.
+        Otherwise the prompt would have to try, and the gate lets it risk next to nothing. However often it is asked for, one is
+        made at a time, and few.
         """
         with trio.move_on_after(timeout_s):
-            try:
-                known = await ask_find(
-                    self._node.network, self._tracker, self._scope, [], None, timeout_s=TRACKER_S
-                )
-            except NetworkError as error:
-                log.info("a tracker does not say who holds KV pieces", error=str(error))
-                return
-            for holder in known.holders:
-                self._addresses[holder.peer] = holder.addresses
-            async with trio.open_nursery() as nursery:
-                for record in known.records[:MAX_SAMPLED]:
-                    if self._node.cost_s(record) == math.inf:
-                        nursery.start_soon(self._sample, record)
+            async with self._measuring:
+                if trio.current_time() >= self._measured_at + MEASURED_ANEW_S:
+                    self._measured_at = trio.current_time()
+                    await self._measure()
+
+    async def _measure(self) -> None:
+        try:
+            known = await ask_find(
+                self._node.network, self._tracker, self._scope, [], None, timeout_s=TRACKER_S
+            )
+        except NetworkError as error:
+            log.info("a tracker does not say who holds KV pieces", error=str(error))
+            return
+        for holder in known.holders:
+            self._addresses[holder.peer] = holder.addresses
+        async with trio.open_nursery() as nursery:
+            for record in known.records[:MAX_SAMPLED]:
+                if self._node.cost_s(record) == math.inf and not self._avoided(record.holder):
+                    nursery.start_soon(self._sample, record)
 
     async def _sample(self, record: Record) -> None:
         try:

@@ -31,7 +31,7 @@ REST_TOKENS = 64
 LEAST_PATIENCE_S = 5.0
 """Two clusters that are begun at the same time are rarely ready at the same time."""
 LEAST_GAIN = 1.2
-"""Two clusters take twice the hosts, and predictions are off."""
+"""Two clusters take more hosts, and predictions are off."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,7 @@ class Cast:
 
     plan: StagePlan
     candidates: tuple[Candidate, ...]
-    """Who else may take a part, should somebody refuse."""
+    """Who may take a part in it. Hosts that neither plan needs stand by for the one that decodes, should somebody refuse."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -58,8 +58,8 @@ class Disaggregation:
     alone_s: float
     """The same of the best single cluster."""
     patience_s: float
-    """How long the second cluster, once ready, waits for the first: as long as computing the prompt itself would take it, or a
-    moment. So the first one costs at most that, whatever becomes of it."""
+    """How long the second cluster, once ready, waits for the first: as long as computing the prompt itself would take it, but
+    no longer than the first one may reasonably take. So the first one costs at most that, whatever becomes of it."""
 
     @property
     def pays(self) -> bool:
@@ -67,7 +67,8 @@ class Disaggregation:
 
 
 def plan_disaggregated(request: PlanRequest, candidates: Sequence[Candidate]) -> Disaggregation | None:
-    """The pair of clusters that answers soonest; None where no two without a common host can hold the model.
+    """The pair of clusters that answers soonest, of those tried; None where no two without a common host were found that can
+    hold the model.
 
     The request's workload says how long the prompt and the answer are; what else it fixes holds for both clusters. Raises
     PlanError when not even one cluster is possible.
@@ -98,17 +99,43 @@ def _pairs(request: PlanRequest, group: Sequence[Candidate]) -> Iterator[tuple[C
     prefill = replace(request, workload=replace(whole, answer_tokens=1))
     decode = replace(request, workload=replace(whole, prompt_tokens=min(REST_TOKENS, whole.prompt_tokens)))
     for first, second in ((prefill, decode), (decode, prefill)):
+        for one, other in _disjoint(first, second, group):
+            filler, answerer = (one, other) if first is prefill else (other, one)
+            yield Cast(filler, _among(group, filler)), Cast(answerer, _others(group, filler))
+
+
+def _disjoint(
+    first: PlanRequest, second: PlanRequest, group: Sequence[Candidate]
+) -> Iterator[tuple[StagePlan, StagePlan]]:
+    """A plan for `first`, and one for `second` over the others. Where what is left is too small, the first does without one of
+    the hosts that it took, each in turn.
+    """
+    try:
+        favourite = make_plan(first, group)
+    except PlanError:
+        return
+    narrowed: list[Sequence[Candidate]] = [group]
+    narrowed += [
+        [candidate for candidate in group if candidate.peer != stage.peer] for stage in favourite.stages
+    ]
+    for left in narrowed:
         try:
-            one = make_plan(first, group)
-            other = make_plan(second, _without(group, one))
+            one = make_plan(first, left)
+            yield one, make_plan(second, _others(group, one))
         except PlanError:
             continue
-        casts = Cast(one, _without(group, other)), Cast(other, _without(group, one))
-        yield casts if first is prefill else (casts[1], casts[0])
+        if left is group:
+            return
 
 
-def _without(group: Sequence[Candidate], plan: StagePlan) -> tuple[Candidate, ...]:
-    """Those who serve no stage of `plan`."""
+def _among(group: Sequence[Candidate], plan: StagePlan) -> tuple[Candidate, ...]:
+    """Those who serve a stage of `plan`."""
+    taken = {stage.peer for stage in plan.stages}
+    return tuple(candidate for candidate in group if candidate.peer in taken)
+
+
+def _others(group: Sequence[Candidate], plan: StagePlan) -> tuple[Candidate, ...]:
+    """Those who serve none."""
     taken = {stage.peer for stage in plan.stages}
     return tuple(candidate for candidate in group if candidate.peer not in taken)
 
@@ -116,11 +143,9 @@ def _without(group: Sequence[Candidate], plan: StagePlan) -> tuple[Candidate, ..
 def _joined(request: PlanRequest, prefill: Cast, decode: Cast, alone_s: float) -> Disaggregation:
     whole, shape = request.workload, request.shape
     kv_bytes = whole.prompt_tokens * shape.kv_bytes_per_token_and_layer * shape.layers
-    predicted_s = (
-        prefill.plan.request.workload.seconds(prefill.plan.prediction)
-        + HANDOVER_S
-        + kv_bytes / TRANSFER_BYTES_S
-        + decode.plan.request.workload.seconds(decode.plan.prediction)
-    )
-    patience_s = max(LEAST_PATIENCE_S, replace(whole, answer_tokens=0).seconds(decode.plan.prediction))
+    prefill_s = prefill.plan.request.workload.seconds(prefill.plan.prediction)
+    decode_s = decode.plan.request.workload.seconds(decode.plan.prediction)
+    predicted_s = prefill_s + HANDOVER_S + kv_bytes / TRANSFER_BYTES_S + decode_s
+    itself_s = replace(whole, answer_tokens=0).seconds(decode.plan.prediction)
+    patience_s = max(LEAST_PATIENCE_S, min(itself_s, LEAST_PATIENCE_S + 2 * prefill_s))
     return Disaggregation(prefill, decode, predicted_s, alone_s, patience_s)

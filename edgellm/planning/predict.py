@@ -53,9 +53,9 @@ def fixed_step_s(seat: Seat) -> float:
 
 def prefill_flop(need: Footprint, first: int, end: int) -> float:
     """What layers [first, end) compute for one token of a prompt: a forward pass costs 2 FLOP per parameter and token
-    (Kaplan et al. 2020, section 2.1).
+    (Kaplan et al. 2020, section 2.1). At least one: manifests are what hosts say.
     """
-    return 2 * need.layer_bytes(first, end) / need.shape.element_bytes
+    return max(1.0, 2 * need.layer_bytes(first, end) / need.shape.element_bytes)
 
 
 def predict(need: Footprint, seats: Sequence[Seat], ranges: Ranges) -> Prediction:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Protocol
 
+import trio
+
 from edgellm.cluster.head import Progress, loss_explained
-from edgellm.errors import PlanError, unwrapped
+from edgellm.errors import EdgeError, PlanError, unwrapped
 from edgellm.leasing.hold import LeasesRefused
 from edgellm.planning.disaggregate import Disaggregation, plan_disaggregated
 from edgellm.requester.choose import Wanted, require_prompt
@@ -23,6 +26,8 @@ from edgellm.requester.cluster import (
 from edgellm.requester.disaggregate import ask_two
 from edgellm.requester.timeline import Span
 from edgellm.types.request import Piece, Question
+
+FREED_S = 3.0
 
 
 class Watcher(Protocol):
@@ -57,10 +62,19 @@ async def ask(requester: Requester, model: str, question: Question, wanted: Want
                 if wanted.disaggregate == "always":
                     raise
                 watcher.progress(Progress("", "plan", f"one cluster prefills and decodes: {error}"))
+                choice = _without_refusers(choice, error)
+                # A host is free again once its cell is gone.
+                await trio.sleep(FREED_S)
         async with opened(requester, choice, wanted.sequences, watcher.progress) as cluster:
             watcher.ready(cluster)
             async with loss_explained():
                 await answer(cluster, question, learning(requester.kv, cluster, watcher.piece))
+
+
+def _without_refusers(choice: Choice, error: EdgeError) -> Choice:
+    refused = {denial.peer for denial in error.denials} if isinstance(error, LeasesRefused) else set()
+    left = tuple(one for one in choice.offers.candidates if one.peer not in refused)
+    return replace(choice, offers=replace(choice.offers, candidates=left)) if left else choice
 
 
 def two_clusters(wanted: Wanted, choice: Choice, on_progress: OnProgress) -> Disaggregation | None:
@@ -76,7 +90,7 @@ def two_clusters(wanted: Wanted, choice: Choice, on_progress: OnProgress) -> Dis
     if two is None or not request.shares_kv:
         if always:
             raise PlanError(
-                f"prefill and decode of {request.model} cannot be on different hosts: there are no two sets of hosts that can "
+                f"prefill and decode of {request.model} cannot be on different hosts: no two sets of hosts were found that can "
                 "each hold it and read each other's KV cache",
                 remedy="add a host with the same kind of device, or leave out --disaggregate always",
             )

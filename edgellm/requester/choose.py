@@ -84,7 +84,7 @@ def plan_request(
         pipeline_parallel=wanted.pipeline_parallel,
         peers=wanted.peers,
         fabric=wanted.fabric,
-        workload=Workload(prompt_tokens or 0, max(1, max_tokens)),
+        workload=Workload(prompt_tokens or 0, max(1, min(max_tokens, context - (prompt_tokens or 0)))),
     )
 
 

@@ -16,7 +16,7 @@ import structlog
 import trio
 
 from edgellm.cluster.head import Progress, loss_explained
-from edgellm.errors import EdgeError, unwrapped
+from edgellm.errors import EdgeError, EngineError, unwrapped
 from edgellm.planning.disaggregate import Cast, Disaggregation
 from edgellm.requester.cluster import Choice, OnProgress, OpenedCluster, Requester, answer, learning, opened
 from edgellm.requester.timeline import Span, Step, Timeline
@@ -44,6 +44,7 @@ class _First:
     asked_at_s: float | None = None
     ended: trio.Event = field(default_factory=trio.Event)
     """Its part is done, or will not be."""
+    is_done: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,25 +75,33 @@ async def _prefill(asked: _Asked, cast: Cast, first: _First) -> None:
     timeline = asked.timeline
     step = timeline.begin("bring-up to prefill", cast.names)
     try:
-        with first.scope, unwrapped():
+        # In this order: what is raised beside a cancellation has to be unwrapped, too.
+        with unwrapped(), first.scope:
             async with _opened(asked, cast, "prefill") as cluster:
-                step.end()
-                step = timeline.begin("prefill", cast.names)
-                first.asked_at_s = step.begin_s
-                asked.told.progress(Progress("", "prefill", " + ".join(cast.names)))
-                step.end(await _prompt_computed(asked, cluster))
-                step = timeline.begin("KV blocks kept", cast.names)
-                kv = asked.requester.kv
-                if kv is not None and cluster.kv is not None:
-                    await kv.tracker.gather(cluster.kv)
-                step.end()
-                first.ended.set()
+                try:
+                    step.who = hosts = _hosts(cluster)
+                    step.end()
+                    step = timeline.begin("prefill", hosts)
+                    first.asked_at_s = step.begin_s
+                    asked.told.progress(Progress("", "prefill", " + ".join(hosts)))
+                    step.end(await _prompt_computed(asked, cluster))
+                    step = timeline.begin("KV blocks kept", hosts)
+                    kv = asked.requester.kv
+                    if kv is not None and cluster.kv is not None:
+                        await kv.tracker.gather(cluster.kv)
+                    step.end()
+                    first.is_done = True
+                finally:
+                    # Not after the cluster is gone, which takes its time.
+                    first.ended.set()
     except EdgeError as error:
         log.warning("the cluster that was to compute the prompt failed", error=str(error))
-        if not first.ended.is_set():
+        if not first.is_done:
             step.end(f"failed: {error}")
             asked.told.progress(Progress("", "prefill", f"failed, and is done where the answer is: {error}"))
     finally:
+        if step.span is None:
+            step.end("given up")
         first.ended.set()
 
 
@@ -103,6 +112,8 @@ async def _prompt_computed(asked: _Asked, cluster: OpenedCluster) -> str:
     pieces: list[Piece] = []
     async with loss_explained():
         await answer(cluster, one_token, learning(asked.requester.kv, cluster, pieces.append))
+    if not pieces:
+        raise EngineError("the engine ended an answer that it had not begun")
     said = f"{pieces[0].prompt_tokens:,} prompt tokens"
     cached = pieces[0].cached_prompt_tokens
     return f"{said}, {cached:,} of them from KV blocks" if cached else said
@@ -113,10 +124,11 @@ async def _decode(asked: _Asked, two: Disaggregation, first: _First) -> None:
     timeline, told, cast = asked.timeline, asked.told, two.decode
     step = timeline.begin("bring-up to decode", cast.names)
     async with _opened(asked, cast, "decode") as cluster:
+        step.who = hosts = _hosts(cluster)
         step.end()
         kv = asked.requester.kv
         if not first.ended.is_set():
-            step = timeline.begin("waiting for the prefill", cast.names)
+            step = timeline.begin("waiting for the prefill", hosts)
             told.progress(Progress("", "waiting", "for the prefill"))
             with trio.move_on_after(two.patience_s):
                 await first.ended.wait()
@@ -124,11 +136,13 @@ async def _decode(asked: _Asked, two: Disaggregation, first: _First) -> None:
         if not first.ended.is_set():
             told.progress(Progress("", "prefill", "took too long, and is done where the answer is"))
             first.scope.cancel()
-        elif kv is not None and cluster.kv is not None:
+        elif first.is_done and kv is not None and cluster.kv is not None:
+            step = timeline.begin("way measured", hosts)
             await kv.tracker.prepare(cluster.kv)
+            step.end()
         asked_s_ago = 0.0 if first.asked_at_s is None else timeline.now_s - first.asked_at_s
         told.ready(cluster, asked_s_ago=asked_s_ago)
-        steps = _AnswerSteps(timeline, cast.names, learning(kv, cluster, told.piece))
+        steps = _AnswerSteps(timeline, hosts, learning(kv, cluster, told.piece))
         async with loss_explained():
             await answer(cluster, asked.question, steps.piece)
         steps.end()
@@ -160,6 +174,11 @@ def _opened(asked: _Asked, cast: Cast, work: str) -> AbstractAsyncContextManager
     choice = replace(asked.choice, request=cast.plan.request)
     on_progress = _of(work, asked.told.progress)
     return opened(asked.requester, choice, 1, on_progress, among=cast.candidates)
+
+
+def _hosts(cluster: OpenedCluster) -> tuple[str, ...]:
+    """Names of those who serve, who may be others than were planned."""
+    return tuple(stage.name for stage in cluster.cluster.stages.stages)
 
 
 def _of(work: str, on_progress: OnProgress) -> OnProgress:

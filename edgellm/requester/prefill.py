@@ -15,6 +15,7 @@ log = structlog.get_logger(__name__)
 LEAST_TOKENS = 256
 """Shorter prompts tell of everything but prefill."""
 _WEIGHT = 0.5
+_LEAST, _MOST = 0.01, 4.0
 _MAX_MODELS = 1000
 
 
@@ -32,8 +33,8 @@ class PrefillRatios:
             log.warning("what was learned of prefill speed is lost", path=str(path), error=str(error))
 
     def share(self, digest: str) -> float:
-        """How much of a prediction is reached; 1 where nothing was seen."""
-        return self._ratios.get(digest, 1.0)
+        """How much of a prediction is reached; 1 where nothing was seen. Within reason: predictions rest on what hosts say."""
+        return min(max(self._ratios.get(digest, 1.0), _LEAST), _MOST)
 
     def expected_tok_s(self, digest: str, predicted_tok_s: float) -> float:
         """The prediction, corrected by what was seen."""

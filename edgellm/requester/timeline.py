@@ -53,10 +53,10 @@ class Step:
 
     def __init__(self, timeline: Timeline, what: str, who: tuple[str, ...]) -> None:
         self._timeline = timeline
-        self._what, self._who = what, who
+        self._what, self.who = what, who
         self.begin_s = timeline.now_s
         self.span: Span | None = None
         """None until it has ended."""
 
     def end(self, *details: str) -> None:
-        self.span = Span(self._what, self._who, self.begin_s, self._timeline.now_s, ", ".join(details))
+        self.span = Span(self._what, self.who, self.begin_s, self._timeline.now_s, ", ".join(details))

@@ -120,6 +120,22 @@ async def test_a_refusal_is_told_and_a_silence_ends(autojump_clock: MockClock) -
             await ask_find(asker, whom, SCOPE, [NAME], WHOLE, timeout_s=10)
 
 
+async def test_one_peer_does_not_take_all_places(autojump_clock: MockClock) -> None:
+    refused = []
+    async with pair(Script(wait_s=1.0)) as (asker, whom), trio.open_nursery() as nursery:
+
+        async def one() -> None:
+            try:
+                await exchange.ask_measure(asker, whom, SCOPE)
+            except NetworkError as error:
+                refused.append(str(error))
+
+        for _ in range(20):
+            nursery.start_soon(one)
+    assert len(refused) == 20 - exchange.MAX_AT_ONCE_EACH
+    assert all("at once" in reason for reason in refused)
+
+
 async def test_a_flood_is_refused(autojump_clock: MockClock) -> None:
     script = Script()
     async with pair(script) as (asker, whom):

@@ -179,8 +179,11 @@ async def test_the_way_to_a_holder_is_measured_when_the_lease_begins(tmp_path: P
             assert bob.holdings.figures.take()["declined_chunks"] == 0 + 0 + 4
 
 
-async def test_the_way_to_a_holder_that_came_later_is_measured_for_a_question(tmp_path: Path) -> None:
+async def test_the_way_to_a_holder_that_came_later_is_measured_for_a_question(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As of a cluster that answers from what another one has just computed: it was there before there was any holder."""
+    monkeypatch.setattr("edgellm.kv.sharing.MEASURED_ANEW_S", 0.0)
     async with (
         swarm(tmp_path) as s,
         s.asker() as asker,
@@ -204,6 +207,23 @@ async def test_the_way_to_a_holder_that_came_later_is_measured_for_a_question(tm
         assert bob.fetcher.asked == [alice.peer]
         with pytest.raises(NetworkError, match="nobody tells a tracker"):
             await ask_measure(bob.network, PeerAddress(asker.network.peer), asker.scope)
+
+
+async def test_however_often_a_requester_asks_ways_are_measured_seldom(tmp_path: Path) -> None:
+    async with (
+        swarm(tmp_path) as s,
+        s.asker() as asker,
+        s.host() as alice,
+        s.host() as bob,
+        s.lease(asker, bob) as (tracked, _),
+    ):
+        await asker.tracker.prepare(tracked)
+        await stored(s, asker, alice, *NAMES[:4])
+        bob.fetcher.measured = {alice.peer: Link()}
+        async with trio.open_nursery() as nursery:
+            for _ in range(8):
+                nursery.start_soon(asker.tracker.prepare, tracked)
+        assert not bob.fetcher.asked
 
 
 async def test_preparing_waits_no_longer_than_a_moment(tmp_path: Path) -> None:

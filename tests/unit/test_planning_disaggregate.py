@@ -10,6 +10,7 @@ from edgellm.errors import PlanError
 from edgellm.planning import make_plan
 from edgellm.planning.disaggregate import (
     HANDOVER_S,
+    LEAST_PATIENCE_S,
     REST_TOKENS,
     TRANSFER_BYTES_S,
     Disaggregation,
@@ -87,8 +88,9 @@ def test_the_far_one_prefills_and_the_near_one_decodes() -> None:
         + 200 / decode.decode_tok_s
     )
     assert two.alone_s == LONG.seconds(make_plan(request, [NEAR_AND_SLOW, FAR_AND_FAST]).prediction)
-    # Waiting for the first cluster never costs more than doing its work.
-    assert two.patience_s == pytest.approx(3000 / decode.prefill_tok_s)
+    # Waiting for the first cluster never costs more than doing its work, nor much more than it should take.
+    assert two.patience_s == pytest.approx(5 + 2 * (3000 / prefill.prefill_tok_s + 1 / prefill.decode_tok_s))
+    assert two.patience_s < 3000 / decode.prefill_tok_s
 
 
 @pytest.mark.parametrize("workload", [Workload(100, 200), Workload(3000, 2), Workload(0, 200)])
@@ -100,11 +102,23 @@ def test_it_does_not_pay_between_equals() -> None:
     assert not two_of(ask(workload=LONG), host("a"), host("b")).pays
 
 
-def test_a_slow_engine_makes_it_pay_more() -> None:
-    slower = Workload(LONG.prompt_tokens, LONG.answer_tokens, prefill_share=0.5)
-    assert two_of(ask(workload=slower), NEAR_AND_SLOW, FAR_AND_FAST).patience_s == pytest.approx(
-        2 * two_of(ask(workload=LONG), NEAR_AND_SLOW, FAR_AND_FAST).patience_s
-    )
+def test_waiting_never_costs_more_than_computing() -> None:
+    between_equals = two_of(ask(workload=LONG), host("a", flops=1e11), host("b", flops=1e11))
+    itself_s = 3000 / between_equals.decode.plan.prediction.prefill_tok_s
+    assert between_equals.patience_s == pytest.approx(itself_s)
+    assert two_of(ask(workload=Workload(10, 10)), host("a"), host("b")).patience_s == LEAST_PATIENCE_S
+
+
+def test_the_first_cluster_does_without_a_host_that_the_second_one_needs() -> None:
+    """The fastest two are taken first, and neither of the others is enough alone."""
+    part = overhead() + 900 * MIB
+    hosts = [host("a", part), host("b", part, bandwidth=60e9, flops=5e12), host("c", overhead() + 4000 * MIB)]
+    two = two_of(ask(workload=LONG), *hosts)
+    assert {stage.peer for cast in (two.prefill, two.decode) for stage in cast.plan.stages} == {"a", "b", "c"}
+
+
+def test_a_host_that_says_it_has_no_layers_is_no_division_by_zero() -> None:
+    make_plan(ask(model(layers=(0,) * 12), workload=LONG), [host("a"), host("b")])
 
 
 @pytest.mark.parametrize(
@@ -173,4 +187,6 @@ def test_two_clusters_share_no_host_and_can_read_each_other(
         able = {one.peer for one in cast.candidates}
         assert {stage.peer for stage in cast.plan.stages} <= able
         assert not able & others
+    assert not {one.peer for one in two.prefill.candidates} & {one.peer for one in two.decode.candidates}
+    for cast in (two.prefill, two.decode):
         assert cast.plan.engine == CPU

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -15,7 +16,7 @@ from edgellm.errors import EdgeError, HostLost, PlanError
 from edgellm.leasing.hold import LeasesRefused
 from edgellm.requester.ask import ask
 from edgellm.requester.choose import Wanted
-from edgellm.requester.cluster import Requester
+from edgellm.requester.cluster import Choice, OpenedCluster, Requester, opened
 from edgellm.testing.memory_network import MemoryHub
 from edgellm.testing.scripted_engine import Script
 from edgellm.testing.scripted_machine import ScriptedMachine
@@ -106,11 +107,14 @@ async def test_a_host_that_cannot_prefill_costs_no_answer(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("fault", ["kill", "cut"])
-async def test_a_host_that_dies_while_it_prefills_costs_no_answer(fault: str, tmp_path: Path) -> None:
+async def test_a_host_that_dies_while_it_prefills_costs_no_answer(
+    fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # What ends the wait is that the host is lost.
+    monkeypatch.setattr("edgellm.planning.disaggregate.LEAST_PATIENCE_S", 1e6)
     script = Script(prefill_hangs=True)
     async with swarm(tmp_path, script) as (hub, alice, bob, asking):
         told = Recorder()
-        # Without an end to its patience: what ends the wait is that the host is lost.
         async with trio.open_nursery() as nursery:
 
             async def fail() -> None:
@@ -120,8 +124,46 @@ async def test_a_host_that_dies_while_it_prefills_costs_no_answer(fault: str, tm
                 getattr(hub, fault)({"alice": alice, "bob": bob}[name].network.peer)
 
             nursery.start_soon(fail)
-            await ask(asking, "tiny", QUESTION, TWO, told)
+            with trio.fail_after(30):
+                await ask(asking, "tiny", QUESTION, TWO, told)
         assert told.text == "the sky is blue because "
+        assert any(span.what == "prefill" and "failed" in span.detail for span in told.spans)
+
+
+async def test_a_host_that_is_lost_just_when_patience_ends_costs_no_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is raised beside a cancellation is an expected error all the same."""
+    monkeypatch.setattr("edgellm.planning.disaggregate.LEAST_PATIENCE_S", 0.5)
+    lost: list[str] = []
+
+    async def lose() -> None:
+        try:
+            await trio.sleep(0.2)
+            lost.append("alice")
+            raise HostLost("host alice was lost")
+        finally:
+            # Its cell takes its time to go.
+            with trio.CancelScope(shield=True):
+                await trio.sleep(1)
+
+    @asynccontextmanager
+    async def fragile(
+        requester: Requester, choice: Choice, *arguments: Any, **options: Any
+    ) -> AsyncIterator[OpenedCluster]:
+        async with opened(requester, choice, *arguments, **options) as cluster, trio.open_nursery() as tasks:
+            if choice.request.workload.answer_tokens == 1:
+                tasks.start_soon(lose)
+            yield cluster
+            tasks.cancel_scope.cancel()
+
+    monkeypatch.setattr("edgellm.requester.disaggregate.opened", fragile)
+    async with swarm(tmp_path, Script(prefill_hangs=True)) as (_, _alice, _bob, asking):
+        told = Recorder()
+        with trio.fail_after(20):
+            await ask(asking, "tiny", QUESTION, TWO, told)
+    assert told.text == "the sky is blue because "
+    assert lost
 
 
 async def test_a_prefill_that_never_ends_is_waited_for_as_long_as_it_is_worth(
