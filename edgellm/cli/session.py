@@ -45,6 +45,21 @@ def open_(
             "--sequences", min=1, help="Answers of full length that the KV cache shall hold at once."
         ),
     ] = 4,
+    port: Annotated[
+        int,
+        typer.Option(
+            "--port", min=0, max=65535, help="Of the endpoint on 127.0.0.1. Default: any that is free."
+        ),
+    ] = 0,
+    api_key: Annotated[
+        str | None,
+        typer.Option(
+            "--api-key",
+            metavar="KEY",
+            envvar="EDGELLM_API_KEY",
+            help="What clients of the endpoint must say. Default: whoever is on this machine may ask.",
+        ),
+    ] = None,
     tp: options.TensorParallel = None,
     pp: options.PipelineParallel = None,
     peers: options.Peers = None,
@@ -67,7 +82,7 @@ def open_(
     """
     from edgellm.discovery.bootstrap import require_bootstrap
     from edgellm.paths import default_paths
-    from edgellm.sessions.client import start_session
+    from edgellm.sessions.client import session_state, start_session
     from edgellm.sessions.daemon_order import Order
     from edgellm.sessions.registry import Registry
 
@@ -91,6 +106,8 @@ def open_(
         context=context,
         sequences=sequences,
         kv_scope=options.kv_scope(bool(kv_share), kv_scope, network),
+        port=port,
+        api_key=api_key,
     )
     with BringUpView(errors, quiet=quiet) as view:
         start_session(registry, order, files, lambda line: view.note(line.who, line.phase, line.detail))
@@ -98,6 +115,9 @@ def open_(
     if not quiet:
         say(f"[green]ready[/] in {elapsed_s:.1f} s; closes after {idle} without a request")
         say(f'ask it: edgellm ask "PROMPT" --session {chosen}')
+        state = session_state(registry, chosen)
+        if state.description is not None:
+            say(f"or by any client of OpenAI's API: {state.description.endpoint}")
     print(chosen)
 
 
@@ -116,7 +136,7 @@ def list_(as_json: options.Json = False) -> None:
         say("no session is open")
         return
     shown = Table(box=None, header_style="bold")
-    for column in ("NAME", "MODEL", "STATE", "RUNNING", "CLOSES IN", "ROUTE"):
+    for column in ("NAME", "MODEL", "STATE", "RUNNING", "CLOSES IN", "ENDPOINT", "ROUTE"):
         shown.add_column(column)
     for state in states:
         entry = report(state)
@@ -127,6 +147,7 @@ def list_(as_json: options.Json = False) -> None:
             escape(str(entry["state"])),
             str(entry["running_requests"]),
             f"{closes_in_s:.0f} s" if isinstance(closes_in_s, float) else "-",
+            escape(str(entry["endpoint"])),
             escape(str(entry["route"])),
         )
     tables.print(shown)
@@ -153,6 +174,7 @@ def report(state: SessionState) -> dict[str, object]:
             "state": f"failed: {record.failure}" if record and record.failure else "starting",
             "running_requests": 0,
             "closes_in_s": None,
+            "endpoint": "",
             "route": "",
         }
     expires = description.idle_expires_unix_ms / 1000
@@ -162,6 +184,7 @@ def report(state: SessionState) -> dict[str, object]:
         "state": description.state,
         "running_requests": description.running_requests,
         "closes_in_s": max(0.0, expires - time.time()) if expires else None,
+        "endpoint": description.endpoint,
         "route": " → ".join(
             f"{stage.name} layers {stage.first_layer}-{stage.end_layer - 1}" for stage in description.stages
         ),

@@ -23,6 +23,8 @@ from edgellm.types.plan import ClusterPlan, KvSharing, StagePlan
 from edgellm.wire import backend_pb2
 
 LOSS_TOLD_S = 1.5
+API_SOCKET = "api.sock"
+"""Beside the engine's own, as `proto/backend.proto` says."""
 BRING_UP_TIMEOUT_S = 1800.0
 """Large models load for minutes; a member that dies meanwhile is noticed by its lease, not by this."""
 
@@ -45,6 +47,8 @@ class Cluster:
     stages: StagePlan
     engine: EngineClient
     engine_socket: Path
+    api_socket: Path | None = None
+    """Where the engine serves its OpenAI-compatible API over HTTP, if it was asked to and does."""
 
 
 @asynccontextmanager
@@ -61,10 +65,12 @@ async def bring_up(
     sequences: int,
     on_progress: Callable[[Progress], None],
     kv: KvSharing | None = None,
+    serves_api: bool = False,
 ) -> AsyncIterator[Cluster]:
     """A loaded cluster over `leases`, whose head runs here; gone when the context ends.
 
-    `model_directory` needs to hold config and tokenizer only; `kv` says how the members share their KV cache, if they do.
+    `model_directory` needs to hold config and tokenizer only; `kv` says how the members share their KV cache, if they do;
+    `serves_api`, whether the engine is to serve HTTP as well.
 
     Raises CellError or EngineError when the head fails; the loss of a host comes out of `hold_leases`.
     """
@@ -95,12 +101,13 @@ async def bring_up(
             nursery.start_soon(_watch, member, on_progress)
             async with loss_explained():
                 loaded = await engine.load(
-                    _load_request(plan, stages, sequences, member),
+                    _load_request(plan, stages, sequences, member, serves_api=serves_api),
                     lambda name, detail: on_progress(Progress("head", name, detail)),
                     timeout_s=BRING_UP_TIMEOUT_S,
                 )
             check_placement(plan, loaded)
-            yield Cluster(plan, stages, engine, member.engine_socket)
+            api_socket = member.engine_socket.with_name(API_SOCKET) if loaded.serves_api else None
+            yield Cluster(plan, stages, engine, member.engine_socket, api_socket)
             nursery.cancel_scope.cancel()
 
 
@@ -158,7 +165,7 @@ async def _watch(member: RunningMember, on_progress: Callable[[Progress], None])
 
 
 def _load_request(
-    plan: ClusterPlan, stages: StagePlan, sequences: int, member: RunningMember
+    plan: ClusterPlan, stages: StagePlan, sequences: int, member: RunningMember, *, serves_api: bool
 ) -> backend_pb2.LoadRequest:
     return backend_pb2.LoadRequest(
         model_path=member.model_path,
@@ -175,6 +182,7 @@ def _load_request(
         max_num_seqs=max(1, sequences),
         served_model_name=stages.request.model,
         share_kv=plan.kv is not None,
+        serve_api=serves_api,
     )
 
 

@@ -30,6 +30,8 @@ class Wanted:
     fabric: str = "overlay"
     context: int | None = None
     sequences: int = 1
+    serves_api: bool = False
+    """Whether the engine is to serve its API over HTTP."""
     disaggregate: Disaggregate = "never"
     """Whether other hosts compute the prompt than those that answer: where that is expected to pay, or whenever it can be."""
 

@@ -121,7 +121,9 @@ async def opened_cluster(
 ) -> AsyncIterator[OpenedCluster]:
     """A loaded cluster for `model`, sized for `question` where there is one; gone when the context ends."""
     choice = await choose(requester, model, question, wanted, on_progress)
-    async with opened(requester, choice, wanted.sequences, on_progress) as cluster:
+    async with opened(
+        requester, choice, wanted.sequences, on_progress, serves_api=wanted.serves_api
+    ) as cluster:
         yield cluster
 
 
@@ -133,6 +135,7 @@ async def opened(
     on_progress: OnProgress,
     *,
     among: Sequence[Candidate] | None = None,
+    serves_api: bool = False,
 ) -> AsyncIterator[OpenedCluster]:
     """A loaded cluster of what was chosen, over some of the hosts `among` (default: all); gone when the context ends."""
     network, offers, request = requester.network, choice.offers, choice.request
@@ -160,6 +163,7 @@ async def opened(
                 kv=sharing.sharing(network, offers.digest, lease.stages.prediction.prefill_tok_s)
                 if sharing
                 else None,
+                serves_api=serves_api,
             ) as cluster:
                 names = {candidate.peer: candidate.name for candidate in choice.offers.candidates}
                 yield OpenedCluster(cluster, choice.model, request, kv, names)

@@ -23,7 +23,9 @@ import structlog
 import trio
 
 from edgellm.cluster.head import Progress
-from edgellm.errors import EdgeError, unwrapped
+from edgellm.errors import EdgeError, UsageError, unwrapped
+from edgellm.gateway.guard import Rules
+from edgellm.gateway.server import Broken, Gateway, Ready, Starting, State
 from edgellm.log import log_to
 from edgellm.paths import default_paths
 from edgellm.requester.choose import Wanted
@@ -49,12 +51,30 @@ class _Service(session_pb2_grpc.SessionServicer):
         self._lock = threading.Lock()
         self._idleness = Idleness(order.idle_s, time.time())
         self._opened: OpenedCluster | None = None
+        self.endpoint = ""
+        self._detail = ""
         self.close_asked = threading.Event()
 
     def use(self, opened: OpenedCluster) -> None:
         with self._lock:
             self._idleness = Idleness(self._order.idle_s, time.time())
             self._opened = opened
+
+    def note(self, progress: Progress) -> None:
+        """What the bring-up is at."""
+        self._detail = " ".join(filter(None, (progress.who, progress.phase, progress.detail)))
+
+    def state(self) -> State:
+        """For those who ask the endpoint."""
+        with self._lock:
+            opened = self._opened
+        if opened is None:
+            return Starting(self._detail or "just begun")
+        if opened.cluster.api_socket is None:
+            return Broken("its engine serves no API; `edgellm ask --session` works")
+        stages = opened.cluster.stages.stages
+        route = ", ".join(f"{stage.name} {stage.first_layer}-{stage.end_layer - 1}" for stage in stages)
+        return Ready(str(opened.cluster.api_socket), route)
 
     def expired(self) -> bool:
         with self._lock:
@@ -73,6 +93,7 @@ class _Service(session_pb2_grpc.SessionServicer):
             opened_unix_ms=round(self._opened_at * 1000),
             idle_expires_unix_ms=round((idleness.expires_at() or 0) * 1000),
             running_requests=idleness.running,
+            endpoint=self.endpoint,
         )
         if opened is not None:
             plan = opened.cluster.stages
@@ -101,7 +122,7 @@ class _Service(session_pb2_grpc.SessionServicer):
         ended = threading.Event()
         # False where the caller has gone already.
         if context.add_callback(ended.set):
-            with self._counted():
+            with self.counted():
                 yield session_pb2.Engine(socket=str(opened.cluster.engine_socket))
                 ended.wait()
 
@@ -112,7 +133,7 @@ class _Service(session_pb2_grpc.SessionServicer):
         return session_pb2.CloseReply()
 
     @contextmanager
-    def _counted(self) -> Iterator[None]:
+    def counted(self) -> Iterator[None]:
         with self._lock:
             self._idleness = self._idleness.begin()
         try:
@@ -138,10 +159,12 @@ async def hold(order: Order, files: SessionFiles, service: _Service, on_ready: t
         fabric=order.fabric,
         context=order.context,
         sequences=order.sequences,
+        serves_api=True,
     )
     with files.progress.open("a", buffering=1) as progress, unwrapped():
 
         def tell(item: Progress) -> None:
+            service.note(item)
             line = {"at": time.time(), "who": item.who, "phase": item.phase, "detail": item.detail}
             progress.write(msgspec.json.encode(line).decode() + "\n")
 
@@ -183,6 +206,15 @@ async def run(order: Order, files: SessionFiles) -> int:
                 await ready.wait()
                 write_record(files, msgspec.structs.replace(record, state="ready"))
 
+            listener = await _listener(order.port)
+            service.endpoint = f"http://127.0.0.1:{_port(listener)}/v1"
+            gateway = Gateway(
+                Rules(_port(listener), order.api_key),
+                service.state,
+                service.counted,
+                most_at_once=MAX_REQUESTS_AT_ONCE,
+            )
+            nursery.start_soon(gateway.serve, listener)
             nursery.start_soon(_until_closed, service, nursery.cancel_scope)
             nursery.start_soon(note_ready)
             nursery.start_soon(work)
@@ -199,6 +231,23 @@ async def run(order: Order, files: SessionFiles) -> int:
     )
     write_record(files, failed)
     return broken.exit_code
+
+
+async def _listener(port: int) -> trio.SocketListener:
+    """On loopback. Raises UsageError where the port is taken."""
+    try:
+        listeners: list[trio.SocketListener] = await trio.open_tcp_listeners(port, host="127.0.0.1")
+    except OSError as error:
+        raise UsageError(
+            f"port {port} of this machine cannot be used: {error.strerror}",
+            remedy="choose another one with --port, or leave it out",
+        ) from error
+    return listeners[0]
+
+
+def _port(listener: trio.SocketListener) -> int:
+    port: int = listener.socket.getsockname()[1]
+    return port
 
 
 async def _until_closed(service: _Service, scope: trio.CancelScope) -> None:

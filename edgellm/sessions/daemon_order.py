@@ -22,3 +22,7 @@ class Order(msgspec.Struct, frozen=True):
     context: int | None = None
     sequences: int = 8
     kv_scope: str | None = None
+    port: int = 0
+    """Of the endpoint on 127.0.0.1; 0: any that is free."""
+    api_key: str | None = None
+    """What clients of the endpoint must say; None: nothing."""

@@ -18,7 +18,7 @@ class Stage(_message.Message):
     def __init__(self, address: _Optional[str] = ..., first_layer: _Optional[int] = ..., end_layer: _Optional[int] = ...) -> None: ...
 
 class LoadRequest(_message.Message):
-    __slots__ = ("model_path", "head_address", "tensor_parallel", "stages", "max_model_len", "kv_cache_bytes", "max_num_seqs", "gpu_memory_utilization", "served_model_name", "share_kv")
+    __slots__ = ("model_path", "head_address", "tensor_parallel", "stages", "max_model_len", "kv_cache_bytes", "max_num_seqs", "gpu_memory_utilization", "served_model_name", "share_kv", "serve_api")
     MODEL_PATH_FIELD_NUMBER: _ClassVar[int]
     HEAD_ADDRESS_FIELD_NUMBER: _ClassVar[int]
     TENSOR_PARALLEL_FIELD_NUMBER: _ClassVar[int]
@@ -29,6 +29,7 @@ class LoadRequest(_message.Message):
     GPU_MEMORY_UTILIZATION_FIELD_NUMBER: _ClassVar[int]
     SERVED_MODEL_NAME_FIELD_NUMBER: _ClassVar[int]
     SHARE_KV_FIELD_NUMBER: _ClassVar[int]
+    SERVE_API_FIELD_NUMBER: _ClassVar[int]
     model_path: str
     head_address: str
     tensor_parallel: int
@@ -39,7 +40,8 @@ class LoadRequest(_message.Message):
     gpu_memory_utilization: float
     served_model_name: str
     share_kv: bool
-    def __init__(self, model_path: _Optional[str] = ..., head_address: _Optional[str] = ..., tensor_parallel: _Optional[int] = ..., stages: _Optional[_Iterable[_Union[Stage, _Mapping]]] = ..., max_model_len: _Optional[int] = ..., kv_cache_bytes: _Optional[int] = ..., max_num_seqs: _Optional[int] = ..., gpu_memory_utilization: _Optional[float] = ..., served_model_name: _Optional[str] = ..., share_kv: bool = ...) -> None: ...
+    serve_api: bool
+    def __init__(self, model_path: _Optional[str] = ..., head_address: _Optional[str] = ..., tensor_parallel: _Optional[int] = ..., stages: _Optional[_Iterable[_Union[Stage, _Mapping]]] = ..., max_model_len: _Optional[int] = ..., kv_cache_bytes: _Optional[int] = ..., max_num_seqs: _Optional[int] = ..., gpu_memory_utilization: _Optional[float] = ..., served_model_name: _Optional[str] = ..., share_kv: bool = ..., serve_api: bool = ...) -> None: ...
 
 class LoadEvent(_message.Message):
     __slots__ = ("phase", "loaded")
@@ -58,14 +60,16 @@ class Phase(_message.Message):
     def __init__(self, name: _Optional[str] = ..., detail: _Optional[str] = ...) -> None: ...
 
 class Loaded(_message.Message):
-    __slots__ = ("ranks", "kv_cache_tokens", "shares_kv")
+    __slots__ = ("ranks", "kv_cache_tokens", "shares_kv", "serves_api")
     RANKS_FIELD_NUMBER: _ClassVar[int]
     KV_CACHE_TOKENS_FIELD_NUMBER: _ClassVar[int]
     SHARES_KV_FIELD_NUMBER: _ClassVar[int]
+    SERVES_API_FIELD_NUMBER: _ClassVar[int]
     ranks: _containers.RepeatedCompositeFieldContainer[RankPlacement]
     kv_cache_tokens: int
     shares_kv: bool
-    def __init__(self, ranks: _Optional[_Iterable[_Union[RankPlacement, _Mapping]]] = ..., kv_cache_tokens: _Optional[int] = ..., shares_kv: bool = ...) -> None: ...
+    serves_api: bool
+    def __init__(self, ranks: _Optional[_Iterable[_Union[RankPlacement, _Mapping]]] = ..., kv_cache_tokens: _Optional[int] = ..., shares_kv: bool = ..., serves_api: bool = ...) -> None: ...
 
 class RankPlacement(_message.Message):
     __slots__ = ("rank", "address", "first_layer", "end_layer")

@@ -9,9 +9,11 @@ import asyncio
 import contextlib
 import os
 from collections.abc import AsyncGenerator, Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgellm.wire import backend_pb2 as pb
+from edgellm_vllm.api import Api, start_api
 from edgellm_vllm.imports import without_garbage_collection
 from edgellm_vllm.kv.settings import CHUNK_TOKENS, may_share
 from edgellm_vllm.kv.sharing import silent_members, transfer_options
@@ -124,6 +126,10 @@ class Engine:
     async def abort(self, request_id: str) -> None:
         """Ends a request; its iterator ends with the finish reason "abort". Unknown ids do nothing."""
         await self._llm.abort(request_id)
+
+    async def start_api(self, request: pb.LoadRequest, socket: Path) -> Api:
+        """Serves this engine as `edgellm_vllm.api.start_api` does."""
+        return await start_api(self._llm, request, socket)
 
     async def close(self) -> None:
         """Ends the engine core and frees the ranks' devices."""

@@ -11,6 +11,7 @@ import asyncio
 import multiprocessing
 import os
 import signal
+from pathlib import Path
 from typing import NoReturn
 
 # gRPC may poll in its own threads when the engine core is forked; the child never uses gRPC, so nothing is to be done
@@ -20,6 +21,7 @@ os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
 import grpc
 
 from edgellm.wire import backend_pb2_grpc
+from edgellm_vllm.api import API_SOCKET
 from edgellm_vllm.engine import import_vllm
 from edgellm_vllm.events import EventStream
 from edgellm_vllm.progress import ProgressListener
@@ -33,7 +35,8 @@ async def _serve(address: str, port: int, socket_path: str, events: EventStream)
         node.start()
         server = grpc.aio.server()
         with ProgressListener() as progress:
-            service = BackendService(asyncio.to_thread(import_vllm), progress)
+            api_socket = Path(socket_path).with_name(API_SOCKET)
+            service = BackendService(asyncio.to_thread(import_vllm), progress, api_socket)
             backend_pb2_grpc.add_BackendServicer_to_server(service, server)  # type: ignore[no-untyped-call]
             server.add_insecure_port(f"unix:{socket_path}")
             await server.start()

@@ -47,6 +47,16 @@ def _chat_token_ids(messages: Sequence[pb.ChatMessage], tokenizer: Any) -> list[
     return list(tokenizer.encode(text, add_special_tokens=False))
 
 
+def plain_template(tokenizer: Any) -> str:
+    """A chat template for a model that has none: the same token ids as for such a chat here."""
+    begins = tokenizer.bos_token_id is not None and tokenizer.encode("x")[0] == tokenizer.bos_token_id
+    start = "{{ bos_token }}" if begins else ""
+    return (
+        start
+        + "{% for message in messages %}{{ message.content }}{{ '' if loop.last else '\\n\\n' }}{% endfor %}"
+    )
+
+
 def answer_tokens(prompt_tokens: int, wanted: int, max_model_len: int) -> int:
     """How many tokens may be made: `wanted` (0: as many as fit), at most what the context leaves.
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable
+from pathlib import Path
 from typing import Any
 
 import grpc
 
 from edgellm.wire import backend_pb2 as pb
 from edgellm.wire import backend_pb2_grpc
+from edgellm_vllm.api import Api
 from edgellm_vllm.engine import Engine, LoadError, RankLost, load
 from edgellm_vllm.pace import paced
 from edgellm_vllm.progress import ProgressListener
@@ -22,9 +24,11 @@ State = pb.HealthReply
 class BackendService(backend_pb2_grpc.BackendServicer):
     """At most one engine at a time. `imported` ends when vLLM's modules are there."""
 
-    def __init__(self, imported: Awaitable[None], progress: ProgressListener) -> None:
+    def __init__(self, imported: Awaitable[None], progress: ProgressListener, api_socket: Path) -> None:
         self._imported = asyncio.ensure_future(imported)
         self._progress = progress
+        self._api_socket = api_socket
+        self._api: Api | None = None
         self._engine: Engine | None = None
         self._bring_up: asyncio.Task[pb.Loaded] | None = None
         self._detail = ""
@@ -89,6 +93,9 @@ class BackendService(backend_pb2_grpc.BackendServicer):
 
     async def close(self) -> None:
         """Ends the engine, if there is one."""
+        api, self._api = self._api, None
+        if api is not None:
+            await api.close()
         engine, self._engine = self._engine, None
         if engine is None:
             return
@@ -125,6 +132,13 @@ class BackendService(backend_pb2_grpc.BackendServicer):
         except (LoadError, ImportError) as error:
             self._failed, self._detail = True, str(error)
             raise LoadError(str(error)) from error
+        if request.serve_api:
+            phase("api")
+            try:
+                self._api = await self._engine.start_api(request, self._api_socket)
+            except Exception as error:  # noqa: BLE001
+                # Whatever vLLM raises: the engine is there, and answers over gRPC.
+                phase("api", f"off: {type(error).__name__}: {error}")
         self._detail = ""
         return pb.Loaded(
             ranks=[
@@ -138,6 +152,7 @@ class BackendService(backend_pb2_grpc.BackendServicer):
             ],
             kv_cache_tokens=self._engine.kv_cache_tokens,
             shares_kv=self._engine.shares_kv,
+            serves_api=self._api is not None,
         )
 
 

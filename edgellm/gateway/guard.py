@@ -1,0 +1,133 @@
+"""Who may ask what, before anything reaches the engine. Pure."""
+
+from __future__ import annotations
+
+import hmac
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+MAX_BODY_BYTES = 32 << 20
+"""Pictures and documents travel inside of questions."""
+
+ROUTES: Mapping[str, frozenset[str]] = {
+    "/health": frozenset({"GET", "HEAD"}),
+    "/v1/models": frozenset({"GET", "HEAD"}),
+    "/v1/chat/completions": frozenset({"POST"}),
+    "/v1/completions": frozenset({"POST"}),
+    "/v1/responses": frozenset({"POST"}),
+    "/v1/messages": frozenset({"POST"}),
+    "/v1/messages/count_tokens": frozenset({"POST"}),
+    "/tokenize": frozenset({"POST"}),
+    "/detokenize": frozenset({"POST"}),
+}
+"""All there is. The engine serves more, some of which stops or changes it."""
+
+OPEN_PATHS = frozenset({"/health"})
+"""Need no key: they tell whether there is a session and nothing of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """Of a request. Names of headers are in lower case."""
+
+    method: str
+    target: str
+    headers: Mapping[str, str]
+
+    @property
+    def path(self) -> str:
+        return self.target.partition("?")[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    port: int
+    """That is listened on."""
+    api_key: str | None = None
+    """None: everyone on this machine may ask."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """An answer that the engine has no part in."""
+
+    status: int
+    kind: str
+    message: str
+    headers: tuple[tuple[str, str], ...] = ()
+
+    def body(self, path: str) -> bytes:
+        """In the shape that the clients of this path read errors from."""
+        if path.startswith("/v1/messages"):
+            return json.dumps(
+                {"type": "error", "error": {"type": self.kind, "message": self.message}}
+            ).encode()
+        error = {"message": self.message, "type": self.kind, "param": None, "code": self.status}
+        return json.dumps({"error": error}).encode()
+
+
+def refused(head: Head, rules: Rules) -> Refusal | None:
+    """Why a request goes no further; None where nothing is wrong with it."""
+    return (
+        _wrong_host(head, rules)
+        or _wrong_origin(head, rules)
+        or _wrong_route(head)
+        or _wrong_key(head, rules)
+        or _wrong_size(head)
+    )
+
+
+def _own_hosts(port: int) -> frozenset[str]:
+    names = ("127.0.0.1", "localhost", "[::1]")
+    return frozenset((*(f"{name}:{port}" for name in names), *(names if port == 80 else ())))
+
+
+def _wrong_host(head: Head, rules: Rules) -> Refusal | None:
+    """A page elsewhere that has its own name resolve to this machine (DNS rebinding) says that name."""
+    host = head.headers.get("host", "")
+    if host.lower() in _own_hosts(rules.port):
+        return None
+    return Refusal(403, "permission_error", f"this endpoint is 127.0.0.1:{rules.port}, not {host[:100]!r}")
+
+
+def _wrong_origin(head: Head, rules: Rules) -> Refusal | None:
+    """Browsers say for which page they ask; programs do not."""
+    origin = head.headers.get("origin")
+    if origin is None or origin.lower() in {f"http://{host}" for host in _own_hosts(rules.port)}:
+        return None
+    return Refusal(403, "permission_error", f"pages of {origin[:100]!r} may not use this endpoint")
+
+
+def _wrong_route(head: Head) -> Refusal | None:
+    path = "/v1/models" if head.path.startswith("/v1/models/") else head.path
+    methods = ROUTES.get(path)
+    if methods is None:
+        return Refusal(404, "not_found_error", f"there is nothing at {head.path[:200]!r}")
+    if head.method not in methods:
+        allowed = ", ".join(sorted(methods))
+        return Refusal(405, "invalid_request_error", f"{head.path} takes {allowed}", (("allow", allowed),))
+    return None
+
+
+def _wrong_key(head: Head, rules: Rules) -> Refusal | None:
+    if rules.api_key is None or head.path in OPEN_PATHS:
+        return None
+    scheme, _, said = head.headers.get("authorization", "").partition(" ")
+    given = said.strip() if scheme.lower() == "bearer" else head.headers.get("x-api-key", "")
+    if hmac.compare_digest(given.encode(), rules.api_key.encode()):
+        return None
+    message = "the API key is wrong" if given else "this endpoint wants its API key as a bearer token"
+    return Refusal(401, "authentication_error", message, (("www-authenticate", "Bearer"),))
+
+
+def _wrong_size(head: Head) -> Refusal | None:
+    length = head.headers.get("content-length", "0")
+    # A length that is none does not come this far: h11 refuses it.
+    if int(length) <= MAX_BODY_BYTES:
+        return None
+    return too_large()
+
+
+def too_large() -> Refusal:
+    return Refusal(413, "invalid_request_error", f"a request has at most {MAX_BODY_BYTES >> 20} MiB")

@@ -1,0 +1,343 @@
+"""A session's endpoint over real sockets, in front of an engine's API that says what its script says."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import h11
+import pytest
+import trio
+
+from edgellm.gateway import server
+from edgellm.gateway.guard import MAX_BODY_BYTES, Rules
+from edgellm.gateway.server import Broken, Gateway, Ready, Starting, State
+
+EVENTS = [b'data: {"n": 1}\n\n', b'data: {"n": 2}\n\n', b"data: [DONE]\n\n"]
+
+
+@dataclass
+class EngineApi:
+    """Answers each request with events; keeps what it was asked."""
+
+    pause_s: float = 0.0
+    breaks_after: int | None = None
+    breaks_at_once: bool = False
+    asked: list[tuple[bytes, dict[bytes, bytes], bytes]] = field(default_factory=list)
+    running: int = 0
+
+    async def serve(self, stream: trio.SocketStream) -> None:
+        connection = h11.Connection(h11.SERVER)
+        body = b""
+        request: h11.Request | None = None
+        try:
+            while not isinstance(event := await self._next(connection, stream), h11.EndOfMessage):
+                if isinstance(event, h11.Request):
+                    request = event
+                elif isinstance(event, h11.Data):
+                    body += bytes(event.data)
+        except h11.RemoteProtocolError:
+            return  # it went before it had asked
+        assert request is not None
+        self.asked.append((bytes(request.target), {bytes(n): bytes(v) for n, v in request.headers}, body))
+        self.running += 1
+        try:
+            await self._answer(connection, stream)
+        except trio.BrokenResourceError:
+            pass
+        finally:
+            self.running -= 1
+            await stream.aclose()
+
+    async def _answer(self, connection: h11.Connection, stream: trio.SocketStream) -> None:
+        async with trio.open_nursery() as nursery:
+
+            async def watch() -> None:
+                await stream.receive_some(1)
+                nursery.cancel_scope.cancel()
+
+            nursery.start_soon(watch)
+            if self.breaks_at_once:
+                nursery.cancel_scope.cancel()
+                return
+            kind = ("content-type", "text/event-stream; charset=utf-8")
+            await self._send(connection, stream, h11.Response(status_code=200, headers=[kind]))
+            for number, data in enumerate(EVENTS):
+                if number == self.breaks_after:
+                    nursery.cancel_scope.cancel()
+                    return
+                await self._send(connection, stream, h11.Data(data=data))
+                await trio.sleep(self.pause_s)
+            await self._send(connection, stream, h11.EndOfMessage())
+            nursery.cancel_scope.cancel()
+
+    async def _send(self, connection: h11.Connection, stream: trio.SocketStream, event: h11.Event) -> None:
+        if data := connection.send(event):
+            await stream.send_all(data)
+
+    async def _next(self, connection: h11.Connection, stream: trio.SocketStream) -> object:
+        while (event := connection.next_event()) is h11.NEED_DATA:
+            connection.receive_data(await stream.receive_some(65536))
+        return event
+
+
+@dataclass
+class Endpoint:
+    port: int
+    engine: EngineApi
+    state: State
+    counted: int = 0
+    ready: State | None = None
+
+    @contextmanager
+    def count(self) -> Iterator[None]:
+        self.counted += 1
+        yield
+
+    async def connect(self) -> trio.SocketStream:
+        return await trio.open_tcp_stream("127.0.0.1", self.port)
+
+    def raw(
+        self, method: str = "POST", path: str = "/v1/chat/completions", body: bytes = b"{}", **headers: str
+    ) -> bytes:
+        lines = [f"{method} {path} HTTP/1.1", f"Host: 127.0.0.1:{self.port}"]
+        lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
+        if "transfer_encoding" not in headers and "content_length" not in headers:
+            lines.append(f"content-length: {len(body)}")
+        return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
+
+    async def ask(self, *arguments: str, stream: trio.SocketStream | None = None, **options: str) -> Answer:
+        own = stream or await self.connect()
+        await own.send_all(self.raw(*arguments, **options))  # type: ignore[arg-type]
+        answer = await read_answer(own)
+        if stream is None:
+            await own.aclose()
+        return answer
+
+
+@dataclass
+class Answer:
+    status: int
+    headers: dict[str, str]
+    body: bytes
+    whole: bool
+
+    @property
+    def error(self) -> dict[str, object]:
+        error: dict[str, object] = json.loads(self.body)["error"]
+        return error
+
+
+async def read_answer(stream: trio.SocketStream) -> Answer:
+    """One answer; `whole` is False where the connection ended in the middle."""
+    client = h11.Connection(h11.CLIENT)
+    client.send(h11.Request(method="GET", target="/", headers=[("host", "x")]))
+    client.send(h11.EndOfMessage())
+    answer = Answer(0, {}, b"", False)
+    try:
+        while True:
+            event = client.next_event()
+            if event is h11.NEED_DATA:
+                client.receive_data(await stream.receive_some(65536))
+            elif isinstance(event, h11.Response):
+                answer.status = event.status_code
+                answer.headers = {name.decode(): value.decode() for name, value in event.headers}
+            elif isinstance(event, h11.Data):
+                answer.body += bytes(event.data)
+            elif isinstance(event, h11.EndOfMessage):
+                answer.whole = True
+                return answer
+            elif isinstance(event, h11.ConnectionClosed):
+                return answer
+    except h11.RemoteProtocolError:
+        return answer
+
+
+@asynccontextmanager
+async def endpoint(
+    engine: EngineApi | None = None, *, api_key: str | None = None, most_at_once: int = 8
+) -> AsyncIterator[Endpoint]:
+    engine = engine or EngineApi()
+    with tempfile.TemporaryDirectory() as directory:
+        path = str(Path(directory) / "api.sock")
+        listening = trio.socket.socket(trio.socket.AF_UNIX)
+        await listening.bind(path)
+        listening.listen()
+        listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        port = listeners[0].socket.getsockname()[1]
+        ready = Ready(path, "alice 0-3, bob 4-7")
+        it = Endpoint(port, engine, ready, ready=ready)
+        gateway = Gateway(Rules(port, api_key), lambda: it.state, it.count, most_at_once=most_at_once)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(trio.serve_listeners, engine.serve, [trio.SocketListener(listening)])
+            nursery.start_soon(gateway.serve, listeners[0])
+            yield it
+            nursery.cancel_scope.cancel()
+
+
+async def until(condition: object) -> None:
+    assert callable(condition)
+    with trio.fail_after(5):
+        while not condition():
+            await trio.sleep(0.005)
+
+
+async def test_an_answer_passes_as_it_is_with_its_route() -> None:
+    async with endpoint(api_key="secret") as it:
+        answer = await it.ask(body=b'{"model": "tiny"}', authorization="Bearer secret", cookie="a=b")  # type: ignore[arg-type]
+        assert (answer.status, answer.body, answer.whole) == (200, b"".join(EVENTS), True)
+        assert answer.headers["x-edgellm-route"] == "alice 0-3, bob 4-7"
+        assert answer.headers["content-type"].startswith("text/event-stream")
+        target, headers, body = it.engine.asked[0]
+        assert (target, body) == (b"/v1/chat/completions", b'{"model": "tiny"}')
+        # The engine runs other people's code; the key is none of its business.
+        assert not {b"authorization", b"cookie", b"x-api-key"} & headers.keys()
+        assert it.counted == 1
+
+
+async def test_events_come_as_they_are_made() -> None:
+    async with endpoint(EngineApi(pause_s=0.2)) as it:
+        stream = await it.connect()
+        begun = trio.current_time()
+        await stream.send_all(it.raw())
+        received = b""
+        while EVENTS[0] not in received:
+            received += await stream.receive_some(65536)
+        assert trio.current_time() - begun < 0.15
+        assert EVENTS[1] not in received
+        await stream.aclose()
+
+
+async def test_one_connection_serves_many_requests_also_refused_ones() -> None:
+    async with endpoint() as it:
+        stream = await it.connect()
+        for _ in range(3):
+            assert (await it.ask(stream=stream)).status == 200
+            assert (await it.ask("POST", "/nowhere", stream=stream)).status == 404
+            assert (await it.ask("GET", "/health", body=b"", stream=stream)).status == 200  # type: ignore[arg-type]
+        await stream.aclose()
+        assert len(it.engine.asked) == 3
+
+
+async def test_requests_one_behind_the_other_are_all_answered() -> None:
+    async with endpoint() as it:
+        stream = await it.connect()
+        await stream.send_all(it.raw() + it.raw("POST", "/nowhere"))
+        received = b""
+        while b"not_found_error" not in received:
+            received += await stream.receive_some(65536)
+        assert received.count(b"HTTP/1.1 200") == 1
+        await stream.aclose()
+
+
+async def test_a_client_that_goes_frees_its_slot_at_once() -> None:
+    async with endpoint(EngineApi(pause_s=60), most_at_once=1) as it:
+        for _ in range(5):
+            stream = await it.connect()
+            await stream.send_all(it.raw())
+            await until(lambda: it.engine.running == 1)
+            assert (await it.ask()).status == 429
+            await stream.aclose()
+            await until(lambda: it.engine.running == 0)
+
+
+async def test_a_full_session_says_when_to_come_again() -> None:
+    async with endpoint(EngineApi(pause_s=60), most_at_once=2) as it:
+        streams = [await it.connect() for _ in range(2)]
+        for stream in streams:
+            await stream.send_all(it.raw())
+        await until(lambda: it.engine.running == 2)
+        answer = await it.ask()
+        assert (answer.status, answer.error["type"]) == (429, "rate_limit_error")
+        assert int(answer.headers["retry-after"]) > 0
+        for stream in streams:
+            await stream.aclose()
+
+
+async def test_before_the_cluster_is_there_it_says_how_far_it_is() -> None:
+    async with endpoint() as it:
+        it.state = Starting("alice loading weights")
+        answer = await it.ask()
+        assert answer.status == 503
+        assert "alice loading weights" in str(answer.error["message"])
+        assert "retry-after" in answer.headers
+        health = await it.ask("GET", "/health", body=b"")  # type: ignore[arg-type]
+        assert (health.status, json.loads(health.body)["state"]) == (503, "starting")
+        it.state = Broken("its engine serves no API")
+        assert (await it.ask()).status == 501
+        assert not it.engine.asked
+
+
+async def test_an_engine_that_breaks_off_is_said_as_far_as_it_can_be() -> None:
+    async with endpoint(EngineApi(breaks_at_once=True)) as it:
+        answer = await it.ask()
+        assert (answer.status, answer.error["type"]) == (502, "api_error")
+    async with endpoint(EngineApi(breaks_after=1)) as it:
+        answer = await it.ask()
+        assert answer.status == 200
+        last = answer.body.decode().strip().splitlines()[-1]
+        assert json.loads(last.removeprefix("data: "))["error"]["type"] == "api_error"
+
+
+async def test_an_engine_that_is_not_there_is_said() -> None:
+    async with endpoint() as it:
+        it.state = Ready("/nowhere/api.sock", "")
+        assert (await it.ask()).status == 502
+
+
+async def test_a_body_without_a_length_ends_at_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "MAX_BODY_BYTES", 1 << 16)
+    async with endpoint() as it:
+        stream = await it.connect()
+        await stream.send_all(it.raw(transfer_encoding="chunked", body=b""))  # type: ignore[arg-type]
+        chunk = b"4000\r\n" + bytes(0x4000) + b"\r\n"
+        with trio.move_on_after(5):
+            for _ in range(6):
+                await stream.send_all(chunk)
+        answer = await read_answer(stream)
+        assert answer.status == 413
+        await stream.aclose()
+        assert MAX_BODY_BYTES > 1 << 20
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        b"GET / HTTP/9.9\r\n\r\n",
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc",
+        b"POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: -1\r\n\r\n",
+        b"POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: ten\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n",
+        b"GET / HTTP/1.1\r\n" + b"X: " + b"y" * 70000 + b"\r\n\r\n",
+        b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    ],
+)
+async def test_what_is_no_request_is_refused_and_the_endpoint_goes_on(said: bytes) -> None:
+    async with endpoint() as it:
+        stream = await it.connect()
+        await stream.send_all(said)
+        with trio.fail_after(5):
+            answer = await read_answer(stream)
+        assert 400 <= answer.status < 500
+        await stream.aclose()
+        assert (await it.ask()).status == 200
+        assert len(it.engine.asked) == 1
+
+
+async def test_who_says_nothing_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "HEAD_S", 0.1)
+    monkeypatch.setattr(server, "KEPT_S", 0.1)
+    monkeypatch.setattr(server, "BODY_S", 0.2)
+    async with endpoint() as it:
+        for begun in (b"", b"POST /v1/comp", it.raw(content_length="10", body=b"{")):  # type: ignore[arg-type]
+            stream = await it.connect()
+            await stream.send_all(begun)
+            with trio.fail_after(3):
+                while await stream.receive_some(65536):
+                    pass
+            await stream.aclose()
+        assert (await it.ask()).status == 200
