@@ -32,6 +32,15 @@ def parse_duration(text: str) -> float:
     return float(found[1]) * _UNITS_S[found[2] or "s"]
 
 
+def require_key(key: str | None) -> None:
+    """Raises UsageError for a key that no client could say, or that everybody says."""
+    if key is not None and not (key.isascii() and key.isprintable() and key and " " not in key):
+        raise UsageError(
+            "an API key has one or more printable ASCII characters and no blanks",
+            remedy="make one: export EDGELLM_API_KEY=$(openssl rand -hex 16)",
+        )
+
+
 @app.command("open")
 def open_(
     model: options.Model,
@@ -57,7 +66,8 @@ def open_(
             "--api-key",
             metavar="KEY",
             envvar="EDGELLM_API_KEY",
-            help="What clients of the endpoint must say. Default: whoever is on this machine may ask.",
+            help="What clients of the endpoint must say. In the variable, other users of this machine do not see it. Default: "
+            "whoever is on this machine may ask.",
         ),
     ] = None,
     tp: options.TensorParallel = None,
@@ -88,6 +98,7 @@ def open_(
 
     paths = default_paths()
     idle_s = parse_duration(idle)
+    require_key(api_key)
     known = require_bootstrap(bootstrap or (), paths.state, mdns=mdns)
     registry = Registry(paths.sessions)
     chosen, files = registry.reserve(name)
@@ -151,6 +162,58 @@ def list_(as_json: options.Json = False) -> None:
             escape(str(entry["route"])),
         )
     tables.print(shown)
+
+
+@app.command("show")
+def show(
+    name: Annotated[str, typer.Argument(help="The session's name.")], as_json: options.Json = False
+) -> None:
+    """Show one session: its endpoint, who runs which layers, when it closes."""
+    from edgellm.paths import default_paths
+    from edgellm.sessions.client import session_state
+    from edgellm.sessions.registry import Registry
+
+    entry = report(session_state(Registry(default_paths().sessions), name))
+    if as_json:
+        print(json.dumps(entry, ensure_ascii=False))
+        return
+    shown = Table(box=None, show_header=False)
+    for key, value in entry.items():
+        shown.add_row(f"[bold]{key.replace('_', ' ')}[/]", escape("-" if value is None else str(value)))
+    tables.print(shown)
+
+
+@app.command("chat")
+def chat(
+    name: Annotated[str, typer.Argument(help="The session's name.")],
+    system: Annotated[str, typer.Option("--system", help="A system prompt.")] = "",
+    max_tokens: Annotated[int, typer.Option("--max-tokens", min=1, help="Longest answer.")] = 1024,
+    temperature: Annotated[
+        float, typer.Option("--temperature", min=0.0, max=10.0, help="0 always takes the likeliest token.")
+    ] = 0.7,
+) -> None:
+    """Chat with an open session in the terminal. /help lists what else can be said.
+
+    Enter sends, Alt-Enter begins a new line, Ctrl-C stops an answer, Ctrl-D leaves.
+    """
+    from edgellm.cli._chat import Chat, lines
+    from edgellm.paths import default_paths
+    from edgellm.sessions.client import failure_of, session_state
+    from edgellm.sessions.conversation import Conversation
+    from edgellm.sessions.registry import Registry
+    from edgellm.types.request import Sampling
+
+    paths = default_paths()
+    registry = Registry(paths.sessions)
+    state = session_state(registry, name)
+    if state.description is None:
+        raise failure_of(state.record, f"session {name!r} is gone", registry.files(name))
+    model = state.description.model
+    sampling = Sampling(max_tokens=max_tokens, temperature=temperature)
+    talk = Chat(registry, name, model, sampling, Conversation(system))
+    say(f"[dim]{escape(model)} · /help lists commands, Ctrl-D leaves[/]")
+    with lines(paths.state / "chat-history") as read:
+        talk.run(read)
 
 
 @app.command("close")

@@ -12,7 +12,7 @@ MAX_BODY_BYTES = 32 << 20
 
 ROUTES: Mapping[str, frozenset[str]] = {
     "/health": frozenset({"GET", "HEAD"}),
-    "/v1/models": frozenset({"GET", "HEAD"}),
+    "/v1/models": frozenset({"GET"}),
     "/v1/chat/completions": frozenset({"POST"}),
     "/v1/completions": frozenset({"POST"}),
     "/v1/responses": frozenset({"POST"}),
@@ -22,6 +22,8 @@ ROUTES: Mapping[str, frozenset[str]] = {
     "/detokenize": frozenset({"POST"}),
 }
 """All there is. The engine serves more, some of which stops or changes it."""
+
+_ONCE = frozenset(("host", "origin", "authorization", "x-api-key", "content-length", "transfer-encoding"))
 
 OPEN_PATHS = frozenset({"/health"})
 """Need no key: they tell whether there is a session and nothing of it."""
@@ -34,6 +36,8 @@ class Head:
     method: str
     target: str
     headers: Mapping[str, str]
+    repeated: frozenset[str] = frozenset()
+    """Headers that came more than once."""
 
     @property
     def path(self) -> str:
@@ -70,12 +74,21 @@ class Refusal:
 def refused(head: Head, rules: Rules) -> Refusal | None:
     """Why a request goes no further; None where nothing is wrong with it."""
     return (
-        _wrong_host(head, rules)
+        _ambiguous(head)
+        or _wrong_host(head, rules)
         or _wrong_origin(head, rules)
         or _wrong_route(head)
         or _wrong_key(head, rules)
         or _wrong_size(head)
     )
+
+
+def _ambiguous(head: Head) -> Refusal | None:
+    """What the engine could read in another way than this gateway."""
+    both = head.headers.keys() >= {"content-length", "transfer-encoding"}
+    if both or head.repeated & _ONCE:
+        return Refusal(400, "invalid_request_error", "a request with headers that contradict each other")
+    return None
 
 
 def _own_hosts(port: int) -> frozenset[str]:
@@ -115,7 +128,7 @@ def _wrong_key(head: Head, rules: Rules) -> Refusal | None:
         return None
     scheme, _, said = head.headers.get("authorization", "").partition(" ")
     given = said.strip() if scheme.lower() == "bearer" else head.headers.get("x-api-key", "")
-    if hmac.compare_digest(given.encode(), rules.api_key.encode()):
+    if given and hmac.compare_digest(given.encode(), rules.api_key.encode()):
         return None
     message = "the API key is wrong" if given else "this endpoint wants its API key as a bearer token"
     return Refusal(401, "authentication_error", message, (("www-authenticate", "Bearer"),))

@@ -60,6 +60,11 @@ class _Service(session_pb2_grpc.SessionServicer):
             self._idleness = Idleness(self._order.idle_s, time.time())
             self._opened = opened
 
+    def leave(self) -> None:
+        """The cluster is going."""
+        with self._lock:
+            self._opened, self._detail = None, "it is closing"
+
     def note(self, progress: Progress) -> None:
         """What the bring-up is at."""
         self._detail = " ".join(filter(None, (progress.who, progress.phase, progress.detail)))
@@ -73,7 +78,9 @@ class _Service(session_pb2_grpc.SessionServicer):
         if opened.cluster.api_socket is None:
             return Broken("its engine serves no API; `edgellm ask --session` works")
         stages = opened.cluster.stages.stages
-        route = ", ".join(f"{stage.name} {stage.first_layer}-{stage.end_layer - 1}" for stage in stages)
+        route = ", ".join(
+            f"{stage.name or stage.peer[:16]} {stage.first_layer}-{stage.end_layer - 1}" for stage in stages
+        )
         return Ready(str(opened.cluster.api_socket), route)
 
     def expired(self) -> bool:
@@ -174,9 +181,12 @@ async def hold(order: Order, files: SessionFiles, service: _Service, on_ready: t
         ):
             service.use(opened)
             on_ready.set()
-            while not service.expired():
-                await trio.sleep(IDLE_CHECK_S)
-            log.info("closing: idle for too long", idle_s=order.idle_s)
+            try:
+                while not service.expired():
+                    await trio.sleep(IDLE_CHECK_S)
+                log.info("closing: idle for too long", idle_s=order.idle_s)
+            finally:
+                service.leave()
 
 
 async def run(order: Order, files: SessionFiles) -> int:

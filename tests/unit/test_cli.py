@@ -101,6 +101,9 @@ def test_help_is_quick() -> None:
             "leave out one of them",
         ),
         (["ask", "hi", "-m", "tiny", "--disaggregate", "maybe"], "--disaggregate", "ask --help"),
+        (["session", "open", "-m", "tiny", "--api-key", ""], "an API key has", "EDGELLM_API_KEY"),
+        (["session", "open", "-m", "tiny", "--api-key", "two words"], "an API key has", "EDGELLM_API_KEY"),
+        (["session", "open", "-m", "tiny", "--port", "70000"], "--port", "session open --help"),
         (["nonsense"], "nonsense", "--help"),
     ],
 )

@@ -58,6 +58,7 @@ def test_pages_of_others_may_not_ask(origin: str, expected: int | None) -> None:
     ("method", "target", "expected"),
     [
         ("GET", "/v1/models", None),
+        ("HEAD", "/v1/models", 405),
         ("GET", "/v1/models/tiny", None),
         ("GET", "/v1/models?limit=2", None),
         ("POST", "/v1/responses", None),
@@ -92,6 +93,22 @@ def test_only_what_is_listed_reaches_the_engine(method: str, target: str, expect
 def test_the_key_is_asked_for_where_there_is_one(said: dict[str, str], expected: int | None) -> None:
     assert status(head(**said), LOCKED) == expected
     assert status(head(**said), OPEN) is None
+
+
+def test_an_empty_key_opens_nothing() -> None:
+    assert status(head(), Rules(8000, "")) == 401
+    assert status(head(authorization="Bearer "), Rules(8000, "")) == 401
+
+
+@pytest.mark.parametrize("name", ["host", "origin", "authorization", "x-api-key"])
+def test_what_is_said_twice_is_not_believed_once(name: str) -> None:
+    once = head()
+    assert status(Head(once.method, once.target, once.headers, frozenset({name}))) == 400
+    assert status(Head(once.method, once.target, once.headers, frozenset({"accept"}))) is None
+
+
+def test_two_ways_to_say_a_length_are_one_too_many() -> None:
+    assert status(head(content_length="5", transfer_encoding="chunked")) == 400
 
 
 def test_health_needs_no_key() -> None:

@@ -20,6 +20,14 @@ from edgellm.gateway.server import Broken, Gateway, Ready, Starting, State
 EVENTS = [b'data: {"n": 1}\n\n', b'data: {"n": 2}\n\n', b"data: [DONE]\n\n"]
 
 
+@contextmanager
+def suppress_broken() -> Iterator[None]:
+    try:
+        yield
+    except* trio.BrokenResourceError:
+        pass
+
+
 @dataclass
 class EngineApi:
     """Answers each request with events; keeps what it was asked."""
@@ -46,9 +54,8 @@ class EngineApi:
         self.asked.append((bytes(request.target), {bytes(n): bytes(v) for n, v in request.headers}, body))
         self.running += 1
         try:
-            await self._answer(connection, stream)
-        except trio.BrokenResourceError:
-            pass
+            with suppress_broken():
+                await self._answer(connection, stream)
         finally:
             self.running -= 1
             await stream.aclose()
@@ -91,12 +98,18 @@ class Endpoint:
     engine: EngineApi
     state: State
     counted: int = 0
+    """Requests that the engine has now."""
+    begun: int = 0
     ready: State | None = None
 
     @contextmanager
     def count(self) -> Iterator[None]:
         self.counted += 1
-        yield
+        self.begun += 1
+        try:
+            yield
+        finally:
+            self.counted -= 1
 
     async def connect(self) -> trio.SocketStream:
         return await trio.open_tcp_stream("127.0.0.1", self.port)
@@ -196,7 +209,8 @@ async def test_an_answer_passes_as_it_is_with_its_route() -> None:
         assert (target, body) == (b"/v1/chat/completions", b'{"model": "tiny"}')
         # The engine runs other people's code; the key is none of its business.
         assert not {b"authorization", b"cookie", b"x-api-key"} & headers.keys()
-        assert it.counted == 1
+        assert it.begun == 1
+        await until(lambda: it.counted == 0)
 
 
 async def test_events_come_as_they_are_made() -> None:
@@ -276,11 +290,15 @@ async def test_an_engine_that_breaks_off_is_said_as_far_as_it_can_be() -> None:
     async with endpoint(EngineApi(breaks_at_once=True)) as it:
         answer = await it.ask()
         assert (answer.status, answer.error["type"]) == (502, "api_error")
-    async with endpoint(EngineApi(breaks_after=1)) as it:
-        answer = await it.ask()
-        assert answer.status == 200
-        last = answer.body.decode().strip().splitlines()[-1]
-        assert json.loads(last.removeprefix("data: "))["error"]["type"] == "api_error"
+    for path, name in (("/v1/chat/completions", None), ("/v1/messages", "event: error")):
+        async with endpoint(EngineApi(breaks_after=1)) as it:
+            answer = await it.ask("POST", path)
+            assert answer.status == 200
+            # Nobody takes it for the end of an answer.
+            assert not answer.whole
+            *before, last = answer.body.decode().strip().splitlines()
+            assert json.loads(last.removeprefix("data: "))["error"]["type"] == "api_error"
+            assert (before[-1] == name) == (name is not None)
 
 
 async def test_an_engine_that_is_not_there_is_said() -> None:
@@ -298,10 +316,106 @@ async def test_a_body_without_a_length_ends_at_the_limit(monkeypatch: pytest.Mon
         with trio.move_on_after(5):
             for _ in range(6):
                 await stream.send_all(chunk)
-        answer = await read_answer(stream)
-        assert answer.status == 413
+        assert (await read_answer(stream)).status == 413
         await stream.aclose()
-        assert MAX_BODY_BYTES > 1 << 20
+        assert not it.engine.asked
+
+
+@pytest.mark.parametrize("size", [300_000, 4_000_000, MAX_BODY_BYTES + 1_000_000])
+async def test_a_refusal_is_read_by_who_sends_much_and_reads_later(size: int) -> None:
+    async with endpoint() as it:
+        it.state = Starting("weights")
+        stream = await it.connect()
+        # All of it before the first look at an answer, as many clients do.
+        with trio.fail_after(10):
+            await stream.send_all(it.raw(body=bytes(size)))  # type: ignore[arg-type]
+            answer = await read_answer(stream)
+        assert answer.status == (503 if size < MAX_BODY_BYTES else 413)
+        assert answer.whole
+        await stream.aclose()
+
+
+async def test_a_large_question_arrives_whole() -> None:
+    async with endpoint() as it:
+        body = b'{"picture": "' + b"x" * 3_000_000 + b'"}'
+        assert (await it.ask(body=body)).status == 200  # type: ignore[arg-type]
+        assert it.engine.asked[0][2] == body
+
+
+async def test_an_upload_holds_no_place_and_one_that_is_left_leaves_nothing() -> None:
+    async with endpoint(most_at_once=1) as it:
+        streams = [await it.connect() for _ in range(3)]
+        for stream in streams:
+            await stream.send_all(it.raw(content_length="1000000", body=b"{"))  # type: ignore[arg-type]
+        assert (await it.ask()).status == 200
+        for stream in streams:
+            await stream.aclose()
+        assert (await it.ask()).status == 200
+        assert it.begun == 2
+
+
+async def test_all_uploads_together_have_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "MAX_UPLOADS_BYTES", 100_000)
+    async with endpoint() as it:
+        stream = await it.connect()
+        await stream.send_all(it.raw(content_length="1000000", body=bytes(80_000)))  # type: ignore[arg-type]
+        await trio.sleep(0.1)
+        assert (await it.ask(body=bytes(50_000))).status == 429  # type: ignore[arg-type]
+        await stream.aclose()
+        await trio.sleep(0.1)
+        assert (await it.ask(body=bytes(50_000))).status == 200  # type: ignore[arg-type]
+
+
+async def test_an_engine_that_does_not_read_frees_the_place_of_a_client_that_goes() -> None:
+    async with endpoint(most_at_once=1) as it:
+        with tempfile.TemporaryDirectory() as directory:
+            path = str(Path(directory) / "stuck.sock")
+            listening = trio.socket.socket(trio.socket.AF_UNIX)
+            await listening.bind(path)
+            listening.listen()
+            it.state = Ready(path, "")
+            stream = await it.connect()
+            await stream.send_all(it.raw(body=bytes(3_000_000)))  # type: ignore[arg-type]
+            await until(lambda: it.counted == 1)
+            await stream.aclose()
+            await until(lambda: it.counted == 0)
+            listening.close()
+
+
+async def test_a_client_that_does_not_read_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "STALL_S", 0.3)
+    engine = EngineApi()
+    monkeypatch.setattr(__name__ + ".EVENTS", [b"x" * 1_000_000] * 50)
+    async with endpoint(engine) as it:
+        stream = await it.connect()
+        await stream.send_all(it.raw())
+        await until(lambda: it.counted == 1)
+        await until(lambda: it.counted == 0 and engine.running == 0)
+        await stream.aclose()
+
+
+@pytest.mark.parametrize("route", ["", " 0-3,  bob 4-7", "\u00e4 0-3\r\nx: y", "  "])
+async def test_whatever_hosts_call_themselves_the_answer_comes(route: str) -> None:
+    async with endpoint() as it:
+        assert isinstance(it.ready, Ready)
+        it.state = Ready(it.ready.socket, route)
+        answer = await it.ask()
+        assert (answer.status, answer.whole) == (200, True)
+        assert "x" not in answer.headers
+
+
+async def test_heads_have_no_body_and_the_connection_goes_on() -> None:
+    async with endpoint() as it:
+        stream = await it.connect()
+        for path, status in (("/health", b"200"), ("/v1/models", b"405"), ("/health", b"200")):
+            await stream.send_all(it.raw("HEAD", path, b""))
+            received = b""
+            with trio.fail_after(3):
+                while b"\r\n\r\n" not in received:
+                    received += await stream.receive_some(65536)
+            assert received.startswith(b"HTTP/1.1 " + status)
+            assert received.endswith(b"\r\n\r\n")
+        await stream.aclose()
 
 
 @pytest.mark.parametrize(
@@ -313,25 +427,29 @@ async def test_a_body_without_a_length_ends_at_the_limit(monkeypatch: pytest.Mon
         b"POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: ten\r\n\r\n",
         b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n",
         b"GET / HTTP/1.1\r\n" + b"X: " + b"y" * 70000 + b"\r\n\r\n",
-        b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        b"POST /v1/completions HTTP/1.1\r\nHost: PORT\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        b"POST /v1/completions HTTP/1.1\r\nHost: PORT\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+        b"GET /v1/models HTTP/1.1\r\nHost: PORT\r\nOrigin: http://evil\r\nOrigin: http://PORT\r\n\r\n",
     ],
 )
 async def test_what_is_no_request_is_refused_and_the_endpoint_goes_on(said: bytes) -> None:
     async with endpoint() as it:
         stream = await it.connect()
-        await stream.send_all(said)
+        await stream.send_all(said.replace(b"PORT", f"127.0.0.1:{it.port}".encode()))
         with trio.fail_after(5):
             answer = await read_answer(stream)
         assert 400 <= answer.status < 500
         await stream.aclose()
         assert (await it.ask()).status == 200
         assert len(it.engine.asked) == 1
+        await until(lambda: it.counted == 0)
 
 
 async def test_who_says_nothing_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server, "HEAD_S", 0.1)
     monkeypatch.setattr(server, "KEPT_S", 0.1)
-    monkeypatch.setattr(server, "BODY_S", 0.2)
+    monkeypatch.setattr(server, "UPLOAD_S", 0.2)
+    monkeypatch.setattr(server, "LINGER_S", 0.2)
     async with endpoint() as it:
         for begun in (b"", b"POST /v1/comp", it.raw(content_length="10", body=b"{")):  # type: ignore[arg-type]
             stream = await it.connect()

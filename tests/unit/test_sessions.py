@@ -56,7 +56,7 @@ class Daemon(session_pb2_grpc.SessionServicer, backend_pb2_grpc.BackendServicer)
         self, request: backend_pb2.GenerateRequest, context: grpc.ServicerContext
     ) -> Iterator[backend_pb2.GenerateEvent]:
         self.asked.append(request)
-        words = request.text.split()
+        words = (request.text or request.chat.messages[-1].content).split()
         for index, word in enumerate(words):
             last = index + 1 == len(words)
             yield backend_pb2.GenerateEvent(

@@ -6,7 +6,7 @@ What of it anybody may reach, and who, is the node's affair (`edgellm.gateway`).
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,9 +18,11 @@ if TYPE_CHECKING:
     import uvicorn
     from vllm.v1.engine.async_llm import AsyncLLM
 
+log = logging.getLogger(__name__)
+
 API_SOCKET = "api.sock"
 _START_S = 20.0
-_STOP_S = 2.0
+_STOP_S = 1
 _POLL_S = 0.02
 
 TOOL_PARSERS = {
@@ -35,18 +37,20 @@ of Hermes' tags in plain text; what a request demands by name, any model calls.
 
 
 class Api:
-    """Serves from `started` on until it is closed."""
+    """Serves from `start_api` on until it is closed."""
 
     def __init__(self, server: uvicorn.Server, task: asyncio.Task[None]) -> None:
         self._server, self._task = server, task
 
     async def close(self) -> None:
-        """Ends all connections."""
-        self._server.should_exit = self._server.force_exit = True
-        await asyncio.wait([self._task], timeout=_STOP_S)
-        self._task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await self._task
+        """Ends all connections; answers that run have `_STOP_S`. Whatever goes wrong in it is logged."""
+        self._server.should_exit = True
+        done, _ = await asyncio.wait([self._task], timeout=2 * _STOP_S)
+        if not done:
+            self._task.cancel()
+            await asyncio.wait([self._task], timeout=_STOP_S)
+        elif not self._task.cancelled() and self._task.exception() is not None:
+            log.warning("the API ended with an error: %r", self._task.exception())
 
 
 async def start_api(llm: AsyncLLM, request: pb.LoadRequest, socket: Path) -> Api:
@@ -56,28 +60,43 @@ async def start_api(llm: AsyncLLM, request: pb.LoadRequest, socket: Path) -> Api
     import uvicorn
     from vllm.entrypoints.launchers.api_server.app_state import init_app_state
     from vllm.entrypoints.launchers.app import build_app
-
-    class Server(uvicorn.Server):
-        @contextlib.contextmanager
-        def capture_signals(self) -> Any:
-            """The head has handlers of its own."""
-            yield
+    from vllm.entrypoints.launchers.launcher import NoSignalServer
 
     arguments = _arguments(request, llm.get_tokenizer())
     tasks = await llm.get_supported_tasks()
     app = build_app(arguments, tasks, llm.model_config)
     await init_app_state(llm, app.state, arguments, tasks)
     config = uvicorn.Config(
-        app, uds=str(socket), log_level="warning", access_log=False, lifespan="on", timeout_keep_alive=5
+        app,
+        uds=str(socket),
+        log_level="warning",
+        access_log=False,
+        lifespan="on",
+        timeout_keep_alive=5,
+        timeout_graceful_shutdown=_STOP_S,
     )
-    server = Server(config)
-    task = asyncio.create_task(server.serve())
-    async with asyncio.timeout(_START_S):
-        while not server.started:
-            if task.done():
-                raise RuntimeError("the API's server ended at once") from task.exception()
-            await asyncio.sleep(_POLL_S)
-    return Api(server, task)
+    # Without signals: the head has handlers of its own.
+    server = app.state.server = NoSignalServer(config)
+    task = asyncio.create_task(_serve(server))
+    api = Api(server, task)
+    try:
+        async with asyncio.timeout(_START_S):
+            while not server.started:
+                if task.done():
+                    raise RuntimeError("the API's server ended at once") from task.exception()
+                await asyncio.sleep(_POLL_S)
+    except BaseException:
+        await api.close()
+        raise
+    return api
+
+
+async def _serve(server: uvicorn.Server) -> None:
+    """Uvicorn exits the whole program when an app does not start; here that is an error like others."""
+    try:
+        await server.serve()
+    except SystemExit as error:
+        raise RuntimeError("the API's app did not start") from error
 
 
 def _import() -> None:
@@ -85,7 +104,8 @@ def _import() -> None:
         import vllm.entrypoints.generate.api_router
         import vllm.entrypoints.launchers.api_server.app_state
         import vllm.entrypoints.launchers.app
-        import vllm.entrypoints.launchers.cli_args  # noqa: F401
+        import vllm.entrypoints.launchers.cli_args
+        import vllm.entrypoints.launchers.launcher  # noqa: F401
 
 
 def _arguments(request: pb.LoadRequest, tokenizer: Any) -> Any:
