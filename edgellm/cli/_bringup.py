@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 
 BAR = 32
+"""Characters of a time line's axis."""
 
 
 @dataclass

@@ -12,6 +12,7 @@ from pathlib import Path
 from rich.markup import escape
 
 from edgellm.cli._bringup import AnswerClock
+from edgellm.cli._errors import tell
 from edgellm.cli._output import say, write_answer
 from edgellm.engine.question import piece_from_wire, question_to_wire
 from edgellm.errors import EdgeError, UsageError
@@ -43,7 +44,7 @@ class Chat:
             except (EOFError, KeyboardInterrupt):
                 return
             except UsageError as error:
-                _tell(error)
+                tell(error)
                 continue
             if isinstance(said, Command):
                 if said.name == "/quit":
@@ -66,7 +67,7 @@ class Chat:
             say("\n[dim]stopped[/]")
         except EdgeError as error:
             write_answer("\n" if text else "")
-            _tell(error)
+            tell(error)
             if not text:
                 return
         if text and not text.endswith("\n"):
@@ -98,7 +99,7 @@ class Chat:
 
     def _save(self, name: str) -> None:
         if not name:
-            _tell(UsageError("/save needs a file", remedy="/save chat.md"))
+            tell(UsageError("/save needs a file", remedy="/save chat.md"))
             return
         path = Path(name).expanduser()
         try:
@@ -106,7 +107,7 @@ class Chat:
             with path.open("x") as file:
                 file.write(self.conversation.markdown(self.model))
         except OSError as error:
-            _tell(UsageError(f"{path} cannot be written: {error.strerror}", remedy="choose another name"))
+            tell(UsageError(f"{path} cannot be written: {error.strerror}", remedy="choose another name"))
             return
         say(f"[dim]saved as {escape(str(path))}[/]")
 
@@ -155,9 +156,3 @@ def _piped() -> str:
     if not line:
         raise EOFError
     return line
-
-
-def _tell(error: EdgeError) -> None:
-    say(f"[red]error:[/] {escape(str(error))}")
-    if error.remedy:
-        say(f"[dim]try:   {escape(error.remedy)}[/]")

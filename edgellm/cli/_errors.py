@@ -29,7 +29,7 @@ def told(run: Callable[[], object]) -> int:
         with unwrapped():
             status = run()
     except EdgeError as error:
-        return _tell(error)
+        return tell(error)
     except (KeyboardInterrupt, typer.Abort):
         status = INTERRUPTED
     except typer.Exit as leave:
@@ -52,10 +52,11 @@ def _tell_usage(error: Any) -> int:
         error.show()
         return UsageError.exit_code
     command = error.ctx.command_path if error.ctx else "edgellm"
-    return _tell(UsageError(message.rstrip("."), remedy=f"see `{command} --help`"))
+    return tell(UsageError(message.rstrip("."), remedy=f"see `{command} --help`"))
 
 
-def _tell(error: EdgeError) -> int:
+def tell(error: EdgeError) -> int:
+    """Says what happened and what to do, in a line each; the exit code that goes with it."""
     say(f"[bold red]error:[/] {_plain(str(error))}")
     if error.remedy:
         say(f"[bold]try:[/]   {_plain(error.remedy)}")

@@ -171,16 +171,16 @@ class _Show:
             tuple(Hop(stage.name, stage.peer, stage.first_layer, stage.end_layer) for stage in stages.stages),
             # The part of it after the question went to a cluster that prefills is in the time to the first token.
             bring_up_s=self.view.elapsed_s - asked_s_ago,
+            asked_s_ago=asked_s_ago,
         )
-        self._clock = AnswerClock(begun=time.monotonic() - asked_s_ago)
         self.view.close()
         if not self._quiet:
             shape = f"TP={stages.tensor_parallel} PP={stages.pipeline_parallel}"
             say(f"[green]ready[/] in {self.view.elapsed_s:.1f} s: {shape}")
 
-    def route(self, route: tuple[Hop, ...], *, bring_up_s: float | None) -> None:
+    def route(self, route: tuple[Hop, ...], *, bring_up_s: float | None, asked_s_ago: float = 0.0) -> None:
         self._route, self._bring_up_s = route, bring_up_s
-        self._clock = AnswerClock()
+        self._clock = AnswerClock(begun=time.monotonic() - asked_s_ago)
 
     def kv_from(self, tokens: Mapping[str, int], names: Mapping[str, str]) -> None:
         """Prompt tokens by the peer whose KV blocks brought them, read at the end, and what these peers call themselves."""

@@ -101,7 +101,8 @@ def _pairs(request: PlanRequest, group: Sequence[Candidate]) -> Iterator[tuple[C
     for first, second in ((prefill, decode), (decode, prefill)):
         for one, other in _disjoint(first, second, group):
             filler, answerer = (one, other) if first is prefill else (other, one)
-            yield Cast(filler, _among(group, filler)), Cast(answerer, _others(group, filler))
+            serving, others = _parted(group, filler)
+            yield Cast(filler, serving), Cast(answerer, others)
 
 
 def _disjoint(
@@ -121,23 +122,20 @@ def _disjoint(
     for left in narrowed:
         try:
             one = make_plan(first, left)
-            yield one, make_plan(second, _others(group, one))
+            yield one, make_plan(second, _parted(group, one)[1])
         except PlanError:
             continue
         if left is group:
             return
 
 
-def _among(group: Sequence[Candidate], plan: StagePlan) -> tuple[Candidate, ...]:
-    """Those who serve a stage of `plan`."""
+def _parted(
+    group: Sequence[Candidate], plan: StagePlan
+) -> tuple[tuple[Candidate, ...], tuple[Candidate, ...]]:
+    """Those who serve a stage of `plan`, and the others."""
     taken = {stage.peer for stage in plan.stages}
-    return tuple(candidate for candidate in group if candidate.peer in taken)
-
-
-def _others(group: Sequence[Candidate], plan: StagePlan) -> tuple[Candidate, ...]:
-    """Those who serve none."""
-    taken = {stage.peer for stage in plan.stages}
-    return tuple(candidate for candidate in group if candidate.peer not in taken)
+    serving = tuple(candidate for candidate in group if candidate.peer in taken)
+    return serving, tuple(candidate for candidate in group if candidate.peer not in taken)
 
 
 def _joined(request: PlanRequest, prefill: Cast, decode: Cast, alone_s: float) -> Disaggregation:

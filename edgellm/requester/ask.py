@@ -28,6 +28,7 @@ from edgellm.requester.timeline import Span
 from edgellm.types.request import Piece, Question
 
 FREED_S = 3.0
+"""Until hosts that were leased for two clusters, of which one did not come about, can be leased again."""
 
 
 class Watcher(Protocol):
@@ -63,7 +64,6 @@ async def ask(requester: Requester, model: str, question: Question, wanted: Want
                     raise
                 watcher.progress(Progress("", "plan", f"one cluster prefills and decodes: {error}"))
                 choice = _without_refusers(choice, error)
-                # A host is free again once its cell is gone.
                 await trio.sleep(FREED_S)
         async with opened(requester, choice, wanted.sequences, watcher.progress) as cluster:
             watcher.ready(cluster)
