@@ -13,7 +13,7 @@ import h11
 import pytest
 import trio
 
-from edgellm.gateway import server
+from edgellm.gateway import client, server
 from edgellm.gateway.guard import MAX_BODY_BYTES, Rules
 from edgellm.gateway.server import Broken, Gateway, Ready, Starting, State
 
@@ -383,7 +383,7 @@ async def test_an_engine_that_does_not_read_frees_the_place_of_a_client_that_goe
 
 
 async def test_a_client_that_does_not_read_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "STALL_S", 0.3)
+    monkeypatch.setattr(client, "STALL_S", 0.3)
     engine = EngineApi()
     monkeypatch.setattr(__name__ + ".EVENTS", [b"x" * 1_000_000] * 50)
     async with endpoint(engine) as it:
@@ -446,10 +446,10 @@ async def test_what_is_no_request_is_refused_and_the_endpoint_goes_on(said: byte
 
 
 async def test_who_says_nothing_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "HEAD_S", 0.1)
-    monkeypatch.setattr(server, "KEPT_S", 0.1)
+    monkeypatch.setattr(client, "HEAD_S", 0.1)
+    monkeypatch.setattr(client, "KEPT_S", 0.1)
     monkeypatch.setattr(server, "UPLOAD_S", 0.2)
-    monkeypatch.setattr(server, "LINGER_S", 0.2)
+    monkeypatch.setattr(client, "LINGER_S", 0.2)
     async with endpoint() as it:
         for begun in (b"", b"POST /v1/comp", it.raw(content_length="10", body=b"{")):  # type: ignore[arg-type]
             stream = await it.connect()
