@@ -216,6 +216,33 @@ def chat(
         talk.run(read)
 
 
+@app.command("swap")
+def swap(
+    name: Annotated[str, typer.Argument(help="The session's name.")],
+    model: options.Model,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing unless it fails.")] = False,
+) -> None:
+    """Put another model behind a session. Its endpoint stays, and no connection is dropped.
+
+    Requests that run are finished by the old cluster. The new one comes up beside it where the hosts have room for both; else
+    new requests wait for it. Requests that still say the old model's name are answered by the new one.
+
+    Examples:
+
+      edgellm session swap amber-1f3c --model Qwen/Qwen3-8B
+    """
+    from edgellm.paths import default_paths
+    from edgellm.sessions.client import swap_session
+    from edgellm.sessions.registry import Registry
+
+    registry = Registry(default_paths().sessions)
+    with BringUpView(errors, quiet=quiet) as view:
+        swap_session(registry, name, model, lambda line: view.note(line.who, line.phase, line.detail))
+        elapsed_s = view.elapsed_s
+    if not quiet:
+        say(f"[green]swapped[/] in {elapsed_s:.1f} s: {escape(name)} answers with {escape(model)}")
+
+
 @app.command("close")
 def close(name: Annotated[str, typer.Argument(help="The session's name.")]) -> None:
     """Close a session; returns when everything of it is gone."""

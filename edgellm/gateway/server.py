@@ -11,8 +11,7 @@ import json
 from collections import Counter
 from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
-from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any
 
 import h11
 import structlog
@@ -22,6 +21,7 @@ from edgellm.gateway.client import Client
 from edgellm.gateway.engine import Headers
 from edgellm.gateway.guard import MAX_BODY_BYTES, Head, Refusal, Rules, refused, too_large
 from edgellm.gateway.relay import forward
+from edgellm.gateway.state import Broken, Ready, Starting, State, Swapping
 
 log = structlog.get_logger(__name__)
 
@@ -31,29 +31,9 @@ MAX_UPLOADS_BYTES = 256 << 20
 UPLOAD_S = 120.0
 """For a whole request body."""
 RETRY_S = 2
-
-
-@dataclass(frozen=True, slots=True)
-class Ready:
-    """The engine answers."""
-
-    socket: str
-    """Where its API is served."""
-    route: str
-    """Who runs which layers, for people."""
-
-
-@dataclass(frozen=True, slots=True)
-class Starting:
-    detail: str
-
-
-@dataclass(frozen=True, slots=True)
-class Broken:
-    reason: str
-
-
-State: TypeAlias = Ready | Starting | Broken
+SWAP_S = 1800.0
+"""How long a request waits while one cluster makes room for another."""
+_POLL_S = 0.05
 
 
 class Gateway:
@@ -63,7 +43,7 @@ class Gateway:
         self,
         rules: Rules,
         state: Callable[[], State],
-        counted: Callable[[], AbstractContextManager[None]],
+        counted: Callable[[], AbstractContextManager[Any]],
         *,
         most_at_once: int,
     ) -> None:
@@ -124,7 +104,7 @@ class Gateway:
             await client.refuse(refusal, head.path)
         elif head.path == "/health":
             state = self._state()
-            await client.say(200 if isinstance(state, Ready) else 503, _health(state))
+            await client.say(200 if isinstance(state, Ready | Swapping) else 503, _health(state))
         else:
             await self._served(client, request, head)
         return await client.again()
@@ -144,25 +124,43 @@ class Gateway:
                 refusal = Refusal(400, "invalid_request_error", str(error))
             else:
                 # Meanwhile others may have come, or the cluster gone.
-                state = self._state()
-                refusal = self._no_place(state)
-        if refusal is not None or not isinstance(state, Ready):
-            assert refusal is not None
+                refusal = self._no_place(self._state())
+        if refusal is not None:
             await client.refuse(refusal, head.path)
             return
         self._running += 1
         try:
-            with self._counted():
-                await forward(client, request, head.path, body, state.socket, lambda: _added(state))
+            settled = await self._settled(client)
+            if isinstance(settled, Ready):
+                with self._counted():
+                    await forward(client, request, head.path, body, settled.socket, lambda: _added(settled))
+            elif settled is not None:
+                await client.refuse(_not_now(settled), head.path)
         finally:
             self._running -= 1
 
+    async def _settled(self, client: Client) -> State | None:
+        """How the session stands once no swap holds requests up; None where the client has gone meanwhile."""
+        is_gone = False
+        if isinstance(self._state(), Swapping):
+            async with trio.open_nursery() as nursery:
+
+                async def watch() -> None:
+                    nonlocal is_gone
+                    await client.gone()
+                    is_gone = True
+                    nursery.cancel_scope.cancel()
+
+                nursery.start_soon(watch)
+                with trio.move_on_after(SWAP_S):
+                    while isinstance(self._state(), Swapping):
+                        await trio.sleep(_POLL_S)
+                nursery.cancel_scope.cancel()
+        return None if is_gone else self._state()
+
     def _no_place(self, state: State) -> Refusal | None:
-        if isinstance(state, Broken):
-            return Refusal(501, "api_error", f"this session has no API: {state.reason}")
-        if isinstance(state, Starting):
-            message = f"the session is not ready: {state.detail}"
-            return Refusal(503, "overloaded_error", message, (("retry-after", str(RETRY_S)),))
+        if isinstance(state, Broken | Starting):
+            return _not_now(state)
         if self._running >= self._most_at_once:
             return _busy(f"{self._running} requests are running, as many as this session takes")
         return None
@@ -210,8 +208,17 @@ def _health(state: State) -> bytes:
             return json.dumps({"state": "ready", "route": route}).encode()
         case Starting(detail=detail):
             return json.dumps({"state": "starting", "detail": detail}).encode()
+        case Swapping(detail=detail):
+            return json.dumps({"state": "swapping", "detail": detail}).encode()
         case Broken(reason=reason):
             return json.dumps({"state": "broken", "detail": reason}).encode()
+
+
+def _not_now(state: Starting | Swapping | Broken) -> Refusal:
+    if isinstance(state, Broken):
+        return Refusal(501, "api_error", f"this session has no API: {state.reason}")
+    message = f"the session is not ready: {state.detail}"
+    return Refusal(503, "overloaded_error", message, (("retry-after", str(RETRY_S)),))
 
 
 def _busy(message: str) -> Refusal:

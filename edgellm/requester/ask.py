@@ -65,7 +65,7 @@ async def ask(requester: Requester, model: str, question: Question, wanted: Want
                 watcher.progress(Progress("", "plan", f"one cluster prefills and decodes: {error}"))
                 choice = _without_refusers(choice, error)
                 await trio.sleep(FREED_S)
-        async with opened(requester, choice, wanted.sequences, watcher.progress) as cluster:
+        async with opened(requester, choice, wanted, watcher.progress) as cluster:
             watcher.ready(cluster)
             async with loss_explained():
                 await answer(cluster, question, learning(requester.kv, cluster, watcher.piece))

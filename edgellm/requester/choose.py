@@ -32,6 +32,10 @@ class Wanted:
     sequences: int = 1
     serves_api: bool = False
     """Whether the engine is to serve its API over HTTP."""
+    also_named: tuple[str, ...] = ()
+    """Other names that requests over HTTP may call the model by."""
+    at_once: int = 0
+    """Requests that share the engine's steps, where they are more than `sequences`: short ones fit into its KV cache."""
     disaggregate: Disaggregate = "never"
     """Whether other hosts compute the prompt than those that answer: where that is expected to pay, or whenever it can be."""
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import structlog
 import trio
 
-from edgellm.cluster.head import Cluster, Progress, bring_up
+from edgellm.cluster.head import Cluster, Load, Progress, bring_up
 from edgellm.cluster.member import Machine
 from edgellm.cluster.switchboard import Switchboard
 from edgellm.discovery.collect import SequenceBook
@@ -121,9 +121,7 @@ async def opened_cluster(
 ) -> AsyncIterator[OpenedCluster]:
     """A loaded cluster for `model`, sized for `question` where there is one; gone when the context ends."""
     choice = await choose(requester, model, question, wanted, on_progress)
-    async with opened(
-        requester, choice, wanted.sequences, on_progress, serves_api=wanted.serves_api
-    ) as cluster:
+    async with opened(requester, choice, wanted, on_progress) as cluster:
         yield cluster
 
 
@@ -131,11 +129,10 @@ async def opened_cluster(
 async def opened(
     requester: Requester,
     choice: Choice,
-    sequences: int,
+    wanted: Wanted,
     on_progress: OnProgress,
     *,
     among: Sequence[Candidate] | None = None,
-    serves_api: bool = False,
 ) -> AsyncIterator[OpenedCluster]:
     """A loaded cluster of what was chosen, over some of the hosts `among` (default: all); gone when the context ends."""
     network, offers, request = requester.network, choice.offers, choice.request
@@ -158,12 +155,11 @@ async def opened(
                 choice.model.directory,
                 cluster=lease.cluster,
                 issued_at=requester.now(),
-                sequences=sequences,
+                load=Load(max(wanted.sequences, wanted.at_once), wanted.serves_api, wanted.also_named),
                 on_progress=on_progress,
                 kv=sharing.sharing(network, offers.digest, lease.stages.prediction.prefill_tok_s)
                 if sharing
                 else None,
-                serves_api=serves_api,
             ) as cluster:
                 names = {candidate.peer: candidate.name for candidate in choice.offers.candidates}
                 yield OpenedCluster(cluster, choice.model, request, kv, names)

@@ -3,7 +3,10 @@
 registry  which sessions there are: one directory each, with socket, pid and log (files)
 idle      when a session has been idle for too long (pure)
 daemon_order  what a daemon is told (data)
-daemon    `python -m edgellm.sessions.daemon`: holds the cluster and serves `proto/session.proto`
+serving   which cluster answers now, and how many requests each has
+holding   brings clusters up and puts one in another's place
+service   `proto/session.proto`
+daemon    `python -m edgellm.sessions.daemon`: one process that does all of this, and the endpoint (`edgellm.gateway`)
 conversation  what was said in a chat, and commands in it (pure)
 client    the CLI's side: start a daemon, follow its bring-up, ask it, close it
 """

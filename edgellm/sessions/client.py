@@ -190,6 +190,32 @@ def close_session(registry: Registry, name: str) -> None:
     registry.remove(name)
 
 
+def swap_session(
+    registry: Registry, name: str, model: str, on_progress: Callable[[ProgressLine], None]
+) -> None:
+    """Puts `model` behind a session; returns when it answers. The endpoint stays, and requests that run are finished.
+
+    Raises SessionError when the session is not there or starting, and what the swap met; then the session answers as before.
+    """
+    files = registry.files(name)
+    with grpc.insecure_channel(f"unix:{files.socket}") as channel:
+        stub = session_pb2_grpc.SessionStub(channel)  # type: ignore[no-untyped-call] # generated
+        try:
+            for event in stub.Swap(session_pb2.SwapRequest(model=model)):
+                if event.failure:
+                    error = EdgeError(event.failure, remedy=event.remedy)
+                    error.exit_code = event.exit_code
+                    raise error
+                on_progress(ProgressLine(time.time(), event.who, event.phase, event.detail))
+        except grpc.RpcError as error:
+            if isinstance(error, grpc.Call) and error.code() == grpc.StatusCode.FAILED_PRECONDITION:
+                raise SessionError(
+                    f"session {name!r} cannot be swapped now: {error.details()}",
+                    remedy="try it again in a moment",
+                ) from error
+            raise _translated(error, name, files) from error
+
+
 def _alive(record: SessionRecord | None) -> bool:
     if record is None:
         return False

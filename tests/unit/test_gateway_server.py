@@ -15,7 +15,8 @@ import trio
 
 from edgellm.gateway import client, server
 from edgellm.gateway.guard import MAX_BODY_BYTES, Rules
-from edgellm.gateway.server import Broken, Gateway, Ready, Starting, State
+from edgellm.gateway.server import Gateway
+from edgellm.gateway.state import Broken, Ready, Starting, State
 
 EVENTS = [b'data: {"n": 1}\n\n', b'data: {"n": 2}\n\n', b"data: [DONE]\n\n"]
 
