@@ -21,7 +21,7 @@ import trio
 from edgellm.gateway.client import Client
 from edgellm.gateway.engine import Headers
 from edgellm.gateway.guard import MAX_BODY_BYTES, Head, Refusal, Rules, refused, too_large
-from edgellm.gateway.relay import forward
+from edgellm.gateway.relay import Relay, open_relay
 
 log = structlog.get_logger(__name__)
 
@@ -59,6 +59,8 @@ State: TypeAlias = Ready | Starting | Broken
 class Gateway:
     """Serves requests as long as `serve` runs."""
 
+    _relay: Relay
+
     def __init__(
         self,
         rules: Rules,
@@ -78,7 +80,8 @@ class Gateway:
 
     async def serve(self, listener: trio.SocketListener) -> None:
         """Until it is cancelled."""
-        await trio.serve_listeners(self._connected, [listener])
+        async with open_relay() as self._relay:
+            await trio.serve_listeners(self._connected, [listener])
 
     async def _connected(self, stream: trio.SocketStream) -> None:
         self._connections += 1
@@ -153,7 +156,9 @@ class Gateway:
         self._running += 1
         try:
             with self._counted():
-                await forward(client, request, head.path, body, state.socket, lambda: _added(state))
+                await self._relay.forward(
+                    client, request, head.path, body, state.socket, lambda: _added(state)
+                )
         finally:
             self._running -= 1
 
