@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager, suppress
 
 import h11
 import trio
@@ -29,7 +29,16 @@ class Client:
         self._stream = stream
         self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEAD_BYTES)
         self._method = b""
-        self._is_gone = False
+        self.is_gone = False
+
+    def fileno(self) -> int:
+        fd: int = self._stream.socket.fileno()
+        return fd
+
+    @property
+    def takes_chunks(self) -> bool:
+        """Whether the answer to this request can be sent in chunks."""
+        return self._http.their_http_version == b"1.1" and self._method != b"HEAD"
 
     async def request(self) -> h11.Request | None:
         """The next one; None where none comes. Raises h11.RemoteProtocolError, TooSlowError."""
@@ -57,14 +66,29 @@ class Client:
             return None
         raise h11.RemoteProtocolError("a request that ended in the middle")
 
-    async def gone(self) -> None:
-        """Returns when the client has closed its side. A request that it sends meanwhile is kept, up to a head's length."""
+    @asynccontextmanager
+    async def while_it_stays(self) -> AsyncIterator[None]:
+        """Leaves the context early, with `is_gone`, when the client closes its side.
+
+        A request that it sends meanwhile is kept, up to a head's length.
+        """
+        async with trio.open_nursery() as nursery:
+
+            async def watch() -> None:
+                await self._gone()
+                nursery.cancel_scope.cancel()
+
+            nursery.start_soon(watch)
+            yield
+            nursery.cancel_scope.cancel()
+
+    async def _gone(self) -> None:
         kept = 0
         while kept <= MAX_HEAD_BYTES:
             data = await self._stream.receive_some(_PART_BYTES)
             self._http.receive_data(data)
             if not data:
-                self._is_gone = True
+                self.is_gone = True
                 return
             kept += len(data)
         await trio.sleep_forever()
@@ -73,6 +97,11 @@ class Client:
         """Raises TooSlowError where the client does not read."""
         with trio.fail_after(STALL_S):
             await self._send(event)
+
+    async def send_raw(self, chunks: bytes) -> None:
+        """Of an answer that has begun. Raises TooSlowError where the client does not read."""
+        with trio.fail_after(STALL_S):
+            await self._stream.send_all(chunks)
 
     async def say(self, status: int, body: bytes, headers: Iterable[tuple[str, str]] = ()) -> None:
         """A whole answer of ours."""
@@ -106,7 +135,7 @@ class Client:
         """Ends what is sent, and reads what still comes: closing with something unread breaks the connection, and the client
         would lose an answer that it has not read yet.
         """
-        if self._is_gone:
+        if self.is_gone:
             return
         with suppress(trio.BrokenResourceError, trio.ClosedResourceError), trio.move_on_after(LINGER_S):
             await self._stream.send_eof()
@@ -121,7 +150,7 @@ class Client:
 
     async def _receive(self) -> None:
         data = await self._stream.receive_some(_PART_BYTES)
-        self._is_gone = not data
+        self.is_gone = not data
         self._http.receive_data(data)
 
     async def _send(self, event: h11.Event) -> None:

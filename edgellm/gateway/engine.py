@@ -8,6 +8,7 @@ from typing import TypeAlias
 import h11
 import trio
 
+from edgellm.gateway.chunks import Chunks
 from edgellm.gateway.client import Client
 
 Headers: TypeAlias = Sequence[tuple[bytes, bytes]]
@@ -26,6 +27,7 @@ _ANSWERED = frozenset(
         b"transfer-encoding",
         b"cache-control",
         b"x-request-id",
+        b"server-timing",
         b"retry-after",
     )
 )
@@ -43,6 +45,12 @@ class EngineConnection:
         self._stream = stream
         self._http = h11.Connection(h11.CLIENT)
         self.streams_events = False
+        self.chunks: Chunks | None = None
+        """Of an answer whose head only has been passed on: what comes next are chunks, as they are."""
+
+    def fileno(self) -> int:
+        fd: int = self._stream.socket.fileno()
+        return fd
 
     async def ask(self, request: h11.Request, body: bytes) -> None:
         """Sends the request. Raises BrokenOff where the engine does not take it."""
@@ -61,7 +69,10 @@ class EngineConnection:
             pass  # it may have answered before it had read everything
 
     async def answer(self, client: Client, added: Callable[[], Headers]) -> None:
-        """Passes the answer on, with headers of ours in place of its own. Raises BrokenOff where the engine does not end it."""
+        """Passes the answer on, with headers of ours in place of its own. Of a chunked one the beginning, and sets `chunks`.
+
+        Raises BrokenOff where the engine does not end it.
+        """
         while True:
             event = await self._next()
             if isinstance(event, h11.Response):
@@ -76,6 +87,9 @@ class EngineConnection:
                 names = {name for name, _ in own}
                 passed = [(name, value) for name, value in headers if name not in names]
                 await client.send(h11.Response(status_code=event.status_code, headers=[*passed, *own]))
+                if (b"transfer-encoding", b"chunked") in event.headers and client.takes_chunks:
+                    await self._begin_chunks(client)
+                    return
             elif isinstance(event, h11.Data):
                 await client.send(h11.Data(data=event.data))
             elif isinstance(event, h11.EndOfMessage):
@@ -83,6 +97,14 @@ class EngineConnection:
                 return
             elif isinstance(event, h11.ConnectionClosed):
                 raise BrokenOff
+
+    async def _begin_chunks(self, client: Client) -> None:
+        self.chunks = Chunks()
+        came, _ = self._http.trailing_data
+        if ready := self.chunks.take(came):
+            await client.send_raw(ready)
+        if self.chunks.broken:
+            raise BrokenOff
 
     async def _next(self) -> object:
         try:

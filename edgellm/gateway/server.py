@@ -20,7 +20,7 @@ import trio
 from edgellm.gateway.client import Client
 from edgellm.gateway.engine import Headers
 from edgellm.gateway.guard import MAX_BODY_BYTES, Head, Refusal, Rules, refused, too_large
-from edgellm.gateway.relay import forward
+from edgellm.gateway.relay import Relay, open_relay
 from edgellm.gateway.state import Broken, Ready, Starting, State, Swapping
 
 log = structlog.get_logger(__name__)
@@ -38,6 +38,8 @@ _POLL_S = 0.05
 
 class Gateway:
     """Serves requests as long as `serve` runs."""
+
+    _relay: Relay
 
     def __init__(
         self,
@@ -58,7 +60,8 @@ class Gateway:
 
     async def serve(self, listener: trio.SocketListener) -> None:
         """Until it is cancelled."""
-        await trio.serve_listeners(self._connected, [listener])
+        async with open_relay() as self._relay:
+            await trio.serve_listeners(self._connected, [listener])
 
     async def _connected(self, stream: trio.SocketStream) -> None:
         self._connections += 1
@@ -133,7 +136,9 @@ class Gateway:
             settled = await self._settled(client)
             if isinstance(settled, Ready):
                 with self._counted():
-                    await forward(client, request, head.path, body, settled.socket, lambda: _added(settled))
+                    await self._relay.forward(
+                        client, request, head.path, body, settled.socket, lambda: _added(settled)
+                    )
             elif settled is not None:
                 await client.refuse(_not_now(settled), head.path)
         finally:
@@ -141,22 +146,12 @@ class Gateway:
 
     async def _settled(self, client: Client) -> State | None:
         """How the session stands once no swap holds requests up; None where the client has gone meanwhile."""
-        is_gone = False
         if isinstance(self._state(), Swapping):
-            async with trio.open_nursery() as nursery:
-
-                async def watch() -> None:
-                    nonlocal is_gone
-                    await client.gone()
-                    is_gone = True
-                    nursery.cancel_scope.cancel()
-
-                nursery.start_soon(watch)
+            async with client.while_it_stays():
                 with trio.move_on_after(SWAP_S):
                     while isinstance(self._state(), Swapping):
                         await trio.sleep(_POLL_S)
-                nursery.cancel_scope.cancel()
-        return None if is_gone else self._state()
+        return None if client.is_gone else self._state()
 
     def _no_place(self, state: State) -> Refusal | None:
         if isinstance(state, Broken | Starting):

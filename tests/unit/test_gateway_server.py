@@ -16,7 +16,7 @@ import trio
 from edgellm.gateway import client, server
 from edgellm.gateway.guard import MAX_BODY_BYTES, Rules
 from edgellm.gateway.server import Gateway
-from edgellm.gateway.state import Broken, Ready, Starting, State
+from edgellm.gateway.state import Broken, Ready, Starting, State, Swapping
 
 EVENTS = [b'data: {"n": 1}\n\n', b'data: {"n": 2}\n\n', b"data: [DONE]\n\n"]
 
@@ -36,6 +36,8 @@ class EngineApi:
     pause_s: float = 0.0
     breaks_after: int | None = None
     breaks_at_once: bool = False
+    says: bytes | None = None
+    """Said after the head, as it is, in place of the events."""
     asked: list[tuple[bytes, dict[bytes, bytes], bytes]] = field(default_factory=list)
     running: int = 0
 
@@ -74,6 +76,10 @@ class EngineApi:
                 return
             kind = ("content-type", "text/event-stream; charset=utf-8")
             await self._send(connection, stream, h11.Response(status_code=200, headers=[kind]))
+            if self.says is not None:
+                await stream.send_all(self.says)
+                nursery.cancel_scope.cancel()
+                return
             for number, data in enumerate(EVENTS):
                 if number == self.breaks_after:
                     nursery.cancel_scope.cancel()
@@ -287,6 +293,36 @@ async def test_before_the_cluster_is_there_it_says_how_far_it_is() -> None:
         assert not it.engine.asked
 
 
+async def test_while_one_cluster_makes_room_for_another_requests_wait() -> None:
+    async with endpoint(most_at_once=2) as it:
+        assert it.ready is not None
+        it.state = Swapping("tiny-b: alice loading weights")
+        asking, leaving = await it.connect(), await it.connect()
+        await asking.send_all(it.raw())
+        await leaving.send_all(it.raw())
+        with trio.move_on_after(0.3) as waited:
+            await asking.receive_some(1)
+        assert waited.cancelled_caught
+        # They hold their places, until they go.
+        assert (await it.ask()).status == 429
+        health = await it.ask("GET", "/health", body=b"")  # type: ignore[arg-type]
+        assert (health.status, json.loads(health.body)["state"]) == (200, "swapping")
+        await leaving.aclose()
+        await trio.sleep(0.1)
+        it.state = it.ready
+        answer = await read_answer(asking)
+        assert (answer.status, answer.whole) == (200, True)
+        assert (len(it.engine.asked), it.counted) == (1, 0)
+
+
+async def test_a_request_that_waited_in_vain_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "SWAP_S", 0.2)
+    async with endpoint() as it:
+        it.state = Swapping("tiny-b: alice loading weights")
+        answer = await it.ask()
+        assert (answer.status, "alice loading weights" in str(answer.error["message"])) == (503, True)
+
+
 async def test_an_engine_that_breaks_off_is_said_as_far_as_it_can_be() -> None:
     async with endpoint(EngineApi(breaks_at_once=True)) as it:
         answer = await it.ask()
@@ -300,6 +336,86 @@ async def test_an_engine_that_breaks_off_is_said_as_far_as_it_can_be() -> None:
             *before, last = answer.body.decode().strip().splitlines()
             assert json.loads(last.removeprefix("data: "))["error"]["type"] == "api_error"
             assert (before[-1] == name) == (name is not None)
+
+
+def chunk(data: bytes) -> bytes:
+    return b"%x\r\n%s\r\n" % (len(data), data)
+
+
+@pytest.mark.parametrize(
+    "said", [b"40\r\ndata: half", b"what is this?", b"0\r\nTrailer: x\r\n\r\n", b"5\r\nlonger\r\n"]
+)
+async def test_what_an_engine_says_only_in_part_or_not_in_chunks_is_not_passed_on(said: bytes) -> None:
+    async with endpoint(EngineApi(says=chunk(EVENTS[0]) + said)) as it:
+        answer = await it.ask()
+        assert not answer.whole
+        event, error = filter(None, answer.body.split(b"\n\n"))
+        assert event == EVENTS[0].strip()
+        assert json.loads(error.removeprefix(b"data: "))["error"]["type"] == "api_error"
+
+
+async def test_a_large_event_that_breaks_off_is_not_ended() -> None:
+    async with endpoint(EngineApi(says=chunk(b"x" * 200_000)[:150_000])) as it:
+        answer = await it.ask()
+        assert not answer.whole
+        # What has been promised of it would be taken for a part of the event.
+        assert b"error" not in answer.body
+
+
+async def test_what_an_engine_says_after_its_answer_reaches_nobody() -> None:
+    false = b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nfalse"
+    async with endpoint(EngineApi(says=chunk(EVENTS[0]) + b"0\r\n\r\n" + false)) as it:
+        stream = await it.connect()
+        for _ in range(2):
+            answer = await it.ask(stream=stream)
+            assert (answer.whole, answer.body) == (True, EVENTS[0])
+        health = await it.ask("GET", "/health", body=b"", stream=stream)  # type: ignore[arg-type]
+        assert json.loads(health.body)["state"] == "ready"
+        await stream.aclose()
+
+
+async def test_a_client_of_the_first_version_gets_no_chunks() -> None:
+    async with endpoint() as it:
+        stream = await it.connect()
+        await stream.send_all(it.raw().replace(b"HTTP/1.1", b"HTTP/1.0"))
+        received = b"".join([part async for part in stream])
+        assert received.endswith(b"\r\n\r\n" + b"".join(EVENTS))
+        await stream.aclose()
+
+
+async def test_a_client_that_reads_late_gets_all_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(__name__ + ".EVENTS", [bytes([number]) * 700_000 for number in range(30)])
+    async with endpoint() as it:
+        stream = await it.connect()
+        await stream.send_all(it.raw())
+        await trio.sleep(0.3)
+        answer = await read_answer(stream)
+        assert (answer.whole, answer.body) == (True, b"".join(EVENTS))
+        await stream.aclose()
+
+
+async def test_a_client_that_goes_while_it_does_not_read_frees_its_slot(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(__name__ + ".EVENTS", [b"x" * 1_000_000] * 30)
+    async with endpoint(most_at_once=1) as it:
+        for _ in range(3):
+            stream = await it.connect()
+            await stream.send_all(it.raw())
+            await until(lambda: it.engine.running == 1)
+            await trio.sleep(0.1)
+            await stream.aclose()
+            await until(lambda: it.engine.running == 0 and it.counted == 0)
+
+
+async def test_a_client_that_closes_its_sending_side_is_taken_for_gone() -> None:
+    async with endpoint(EngineApi(pause_s=60)) as it:
+        stream = await it.connect()
+        await stream.send_all(it.raw())
+        await until(lambda: it.engine.running == 1)
+        await stream.send_eof()
+        await until(lambda: it.engine.running == 0 and it.counted == 0)
+        await stream.aclose()
 
 
 async def test_an_engine_that_is_not_there_is_said() -> None:
