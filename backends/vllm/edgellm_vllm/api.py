@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from edgellm.wire import backend_pb2 as pb
 from edgellm_vllm.imports import without_garbage_collection
 from edgellm_vllm.prompts import plain_template
+from edgellm_vllm.request_counts import serve_counts
 
 if TYPE_CHECKING:
     import uvicorn
@@ -66,6 +67,7 @@ async def start_api(llm: AsyncLLM, request: pb.LoadRequest, socket: Path) -> Api
     tasks = await llm.get_supported_tasks()
     app = build_app(arguments, tasks, llm.model_config)
     await init_app_state(llm, app.state, arguments, tasks)
+    serve_counts(app, llm)
     config = uvicorn.Config(
         app,
         uds=str(socket),
