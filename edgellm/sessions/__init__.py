@@ -4,6 +4,7 @@ registry  which sessions there are: one directory each, with socket, pid and log
 idle      when a session has been idle for too long (pure)
 daemon_order  what a daemon is told (data)
 daemon    `python -m edgellm.sessions.daemon`: holds the cluster and serves `proto/session.proto`
+reuse     which open session may answer a question that named none (pure)
 conversation  what was said in a chat, and commands in it (pure)
 client    the CLI's side: start a daemon, follow its bring-up, ask it, close it
 """

@@ -101,6 +101,8 @@ class _Service(session_pb2_grpc.SessionServicer):
             idle_expires_unix_ms=round((idleness.expires_at() or 0) * 1000),
             running_requests=idleness.running,
             endpoint=self.endpoint,
+            network=self._order.fabric,
+            isolation=self._order.isolation,
         )
         if opened is not None:
             plan = opened.cluster.stages

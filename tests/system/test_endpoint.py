@@ -164,6 +164,16 @@ def test_the_same_words_as_by_the_cli(session: Session, said: dict[str, Any]) ->
     ].strip("\n")
 
 
+def test_a_question_that_names_only_the_model_comes_here(session: Session) -> None:
+    words = ("--max-tokens", "16", "--json")
+    named = session.user.run(["edgellm", "ask", "What is a list?", "--session", "amber", *words]).check()
+    done = session.user.run(session.swarm.ask("What is a list?", *words), timeout_s=60).check()
+    assert "session amber is open and answers; --fresh" in done.stderr
+    answer = json.loads(done.stdout)
+    assert (answer["session"], answer["bring_up_s"]) == ("amber", None)
+    assert answer["route"] == json.loads(named.stdout)["route"]
+
+
 def test_messages_of_the_other_kind(said: dict[str, Any]) -> None:
     messages = said["messages"]
     assert messages["text"] == messages["streamed"] == said["chat"]["text"]
@@ -231,7 +241,9 @@ def holding(session: Session, count: int) -> Iterator[list[Any]]:
 def test_the_engine_counts_what_it_runs_and_what_waits(session: Session) -> None:
     # Were these counts always nought, the next tests would show nothing.
     with holding(session, SEQUENCES + 2) as refused:
-        assert session.in_engine() == {"running": SEQUENCES, "waiting": 2, "unfinished": SEQUENCES + 2}
+        counts = session.in_engine()
+        assert counts["running"] + counts["waiting"] == counts["unfinished"] == SEQUENCES + 2
+        assert counts["running"] >= SEQUENCES
         assert refused == []
     assert session.settles() == IDLE
 
@@ -242,6 +254,10 @@ def test_who_comes_when_all_places_are_taken_is_told_when_to_come_again(session:
         for status, retry_after, error in refused:
             assert (status, error["type"]) == (429, "rate_limit_error")
             assert int(retry_after) > 0
+        counts = session.in_engine()
+        assert counts["unfinished"] == MAX_REQUESTS_AT_ONCE
+        assert counts["waiting"] > 0
+    # Also those that leave before their turn has come.
     assert session.settles() == IDLE
 
 
