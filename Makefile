@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 BENCH  ?= main
 
-.PHONY: setup peers demo test unit lint format proto soak bench clean
+.PHONY: setup npm demo test unit lint format proto soak bench clean
 
 setup:
 	setup/system.sh
@@ -13,12 +13,12 @@ setup:
 demo: setup
 	$(BIN)/edgellm demo
 
-# IPFS implementations of others, from npm, for the tests.
-peers: setup
-	VENV=$(VENV) setup/ipfs_peers.sh
+# What the tests use from npm: IPFS implementations of others, the official JavaScript clients.
+npm: setup
+	VENV=$(VENV) setup/npm_packages.sh
 
 # Everything: units, real libp2p and engines, hosts in network namespaces (these need root). Under 25 minutes on 2 cores.
-test: setup peers
+test: setup npm
 	$(BIN)/python -m pytest tests
 
 # No engine, no root, under a minute.

@@ -12,7 +12,7 @@ from edgellm.cluster.head import Progress, loss_explained
 from edgellm.errors import EdgeError, PlanError, unwrapped
 from edgellm.leasing.hold import LeasesRefused
 from edgellm.planning.disaggregate import Disaggregation, plan_disaggregated
-from edgellm.requester.choose import Wanted, require_prompt
+from edgellm.requester.choose import Wanted
 from edgellm.requester.cluster import (
     Choice,
     OnProgress,
@@ -25,7 +25,7 @@ from edgellm.requester.cluster import (
 )
 from edgellm.requester.disaggregate import ask_two
 from edgellm.requester.timeline import Span
-from edgellm.types.request import Piece, Question
+from edgellm.types.request import Piece, Question, require_prompt
 
 FREED_S = 3.0
 """Until hosts that were leased for two clusters, of which one did not come about, can be leased again."""

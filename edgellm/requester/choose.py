@@ -40,19 +40,6 @@ class Wanted:
     """Whether other hosts compute the prompt than those that answer: where that is expected to pay, or whenever it can be."""
 
 
-def require_prompt(question: Question) -> None:
-    """Raises UsageError for a question without words."""
-    texts = (
-        [question.text]
-        if question.text is not None
-        else [message.content for message in question.messages if message.role == "user"]
-    )
-    if not any(text and text.strip() for text in texts):
-        raise UsageError(
-            "the prompt is empty", remedy='say something: edgellm ask "PROMPT" --model MODEL, or pipe it in'
-        )
-
-
 def plan_request(
     model: str, digest: str, shape: ModelShape, wanted: Wanted, *, prompt_tokens: int | None, max_tokens: int
 ) -> PlanRequest:

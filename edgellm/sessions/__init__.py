@@ -7,6 +7,7 @@ serving   which cluster answers now, and how many requests each has
 holding   brings clusters up and puts one in another's place
 service   `proto/session.proto`
 daemon    `python -m edgellm.sessions.daemon`: one process that does all of this, and the endpoint (`edgellm.gateway`)
+reuse     which open session may answer a question that named none (pure)
 conversation  what was said in a chat, and commands in it (pure)
 client    the CLI's side: start a daemon, follow its bring-up, ask it, close it
 """

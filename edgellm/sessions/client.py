@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import grpc
 import msgspec
-import psutil
 
 from edgellm.errors import EdgeError, EngineError, SessionError, UsageError
 from edgellm.sessions.daemon_order import Order
@@ -107,7 +106,7 @@ def failure_of(record: SessionRecord | None, otherwise: str, files: SessionFiles
     return SessionError(otherwise + (f": {last[0][:300]}" if last else ""), remedy="run `edgellm doctor`")
 
 
-def session_state(registry: Registry, name: str) -> SessionState:
+def session_state(registry: Registry, name: str, *, timeout_s: float = CALL_TIMEOUT_S) -> SessionState:
     """How a session is. Raises SessionError when there is none of that name."""
     files = registry.files(name)
     record = read_record(files)
@@ -115,17 +114,20 @@ def session_state(registry: Registry, name: str) -> SessionState:
     with grpc.insecure_channel(f"unix:{files.socket}") as channel:
         stub = session_pb2_grpc.SessionStub(channel)  # type: ignore[no-untyped-call] # generated
         try:
-            description = stub.Describe(session_pb2.DescribeRequest(), timeout=CALL_TIMEOUT_S)
+            description = stub.Describe(session_pb2.DescribeRequest(), timeout=timeout_s)
         except grpc.RpcError:
             description = None
     return SessionState(name, record, description)
 
 
-def list_sessions(registry: Registry) -> tuple[SessionState, ...]:
-    """All sessions of this user. What a daemon that was killed left behind is swept away on the way."""
+def list_sessions(registry: Registry, *, timeout_s: float = CALL_TIMEOUT_S) -> tuple[SessionState, ...]:
+    """All sessions of this user. What a daemon that was killed left behind is swept away on the way.
+
+    `timeout_s`: how long each of them has to say how it is.
+    """
     states = []
     for name in registry.names():
-        state = session_state(registry, name)
+        state = session_state(registry, name, timeout_s=timeout_s)
         if (
             state.description is None
             and not _alive(state.record)
@@ -138,13 +140,17 @@ def list_sessions(registry: Registry) -> tuple[SessionState, ...]:
 
 
 def ask_session(
-    registry: Registry, name: str, request: backend_pb2.GenerateRequest
+    registry: Registry,
+    name: str,
+    request: backend_pb2.GenerateRequest,
+    *,
+    state: SessionState | None = None,
 ) -> Iterator[backend_pb2.GenerateEvent]:
-    """The answer of an open session, piece by piece; closing the iterator frees its slot.
+    """The answer of an open session, piece by piece; closing the iterator frees its slot. `state`: its own, just asked for.
 
     Raises SessionError when the session is not there, not ready or broken, UsageError and EngineError as the engine does.
     """
-    state = session_state(registry, name)
+    state = state or session_state(registry, name)
     files = registry.files(name)
     if state.description is None:
         raise failure_of(state.record, f"session {name!r} is gone", files)
@@ -177,11 +183,15 @@ def close_session(registry: Registry, name: str) -> None:
             stub.Close(session_pb2.CloseRequest(), timeout=CALL_TIMEOUT_S)
         except grpc.RpcError:
             if _alive(record):
+                import psutil
+
                 assert record is not None
                 psutil.Process(record.pid).terminate()
     deadline = time.monotonic() + CLOSE_TIMEOUT_S
     while _alive(record):
         if time.monotonic() > deadline:
+            import psutil
+
             assert record is not None
             # Its cells die with it: each is bound to its process by the kernel.
             psutil.Process(record.pid).kill()
@@ -219,6 +229,9 @@ def swap_session(
 def _alive(record: SessionRecord | None) -> bool:
     if record is None:
         return False
+    # Not needed for a question to a session that answers, which is to begin at once.
+    import psutil
+
     try:
         process = psutil.Process(record.pid)
         return process.create_time() == record.process_started and process.status() != psutil.STATUS_ZOMBIE

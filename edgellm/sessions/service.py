@@ -39,6 +39,8 @@ class SessionService(session_pb2_grpc.SessionServicer):
             idle_expires_unix_ms=round((idleness.expires_at() or 0) * 1000),
             running_requests=idleness.running,
             endpoint=self.endpoint,
+            network=self._order.fabric,
+            isolation=self._order.isolation,
             swapping_to=self._serving.swapping_to,
         )
         if slot is not None:

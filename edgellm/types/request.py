@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from edgellm.errors import UsageError
+
 
 @dataclass(frozen=True, slots=True)
 class Message:
@@ -29,6 +31,19 @@ class Question:
     text: str | None = None
     messages: tuple[Message, ...] = ()
     sampling: Sampling = field(default_factory=Sampling)
+
+
+def require_prompt(question: Question) -> None:
+    """Raises UsageError for a question without words."""
+    texts = (
+        [question.text]
+        if question.text is not None
+        else [message.content for message in question.messages if message.role == "user"]
+    )
+    if not any(text and text.strip() for text in texts):
+        raise UsageError(
+            "the prompt is empty", remedy='say something: edgellm ask "PROMPT" --model MODEL, or pipe it in'
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -312,7 +312,7 @@ async def test_while_one_cluster_makes_room_for_another_requests_wait() -> None:
         it.state = it.ready
         answer = await read_answer(asking)
         assert (answer.status, answer.whole) == (200, True)
-        assert (len(it.engine.asked), it.counted) == (1, 0)
+        assert len(it.engine.asked) == 1
 
 
 async def test_a_request_that_waited_in_vain_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

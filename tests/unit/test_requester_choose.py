@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgellm.errors import UsageError
-from edgellm.requester.choose import Wanted, fitted, plan_request, require_prompt
+from edgellm.requester.choose import Wanted, fitted, plan_request
 from edgellm.types.plan import PlanRequest
-from edgellm.types.request import Message, Question, Sampling
+from edgellm.types.request import Message, Question, Sampling, require_prompt
 from tests.unit.samples import DIGEST, SHAPE
 
 

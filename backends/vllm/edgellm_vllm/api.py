@@ -14,6 +14,7 @@ from edgellm.wire import backend_pb2 as pb
 from edgellm_vllm.figures import Figures
 from edgellm_vllm.imports import without_garbage_collection
 from edgellm_vllm.prompts import plain_template
+from edgellm_vllm.request_counts import serve_counts
 from edgellm_vllm.timed_app import TimedApp, add_routes
 from edgellm_vllm.timings import Timings
 
@@ -71,7 +72,8 @@ async def start_api(
     tasks = await llm.get_supported_tasks()
     app = build_app(arguments, tasks, llm.model_config)
     await init_app_state(llm, app.state, arguments, tasks)
-    add_routes(app, llm, timings, figures)
+    add_routes(app, timings, figures)
+    serve_counts(app, llm)
     config = uvicorn.Config(
         TimedApp(app, timings),
         uds=str(socket),

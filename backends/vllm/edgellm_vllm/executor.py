@@ -19,6 +19,7 @@ from vllm.v1.executor.ray_executor_v2 import RayExecutorV2
 from vllm.v1.outputs import EMPTY_MODEL_RUNNER_OUTPUT
 
 from edgellm_vllm.progress import tell
+from edgellm_vllm.request_counts import counting_core
 from edgellm_vllm.spent import Ledger
 from edgellm_vllm.stage_clock import stamped
 from edgellm_vllm.steps import Constrained, Transfers, go_on_after_results, says_nothing
@@ -54,6 +55,7 @@ class PlacedRayExecutor(RayExecutorV2):
         # The cache that these need in each rank is filled by another way than ours.
         self._multimodal: bool = self.vllm_config.model_config.is_multimodal_model
         go_on_after_results()
+        counting_core()
         try:
             self._reserve(self.vllm_config.additional_config[_CONFIG_KEY]["addresses"])
             tell("phase", "workers", "start the ranks and load their layers")

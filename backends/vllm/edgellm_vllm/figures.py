@@ -25,7 +25,6 @@ class Figures:
 
     def __init__(self, model: str) -> None:
         self._model = model
-        self._standing = 0, 0
         registry = self._registry = CollectorRegistry()
         self._duration = Histogram(
             "gen_ai_server_request_duration_seconds",
@@ -84,16 +83,11 @@ class Figures:
 
     def scheduled(self, running: int, waiting: int, kv_used: float, preempted: int) -> None:
         """How the engine's scheduler stands after a step."""
-        self._standing = running, waiting
         self._running.set(running)
         self._waiting.set(waiting)
         self._kv_used.set(kv_used)
         if preempted:
             self._preempted.inc(preempted)
-
-    def now(self) -> dict[str, int]:
-        """Requests in the engine's scheduler after its last step."""
-        return {"running": self._standing[0], "waiting": self._standing[1]}
 
     def text(self) -> bytes:
         """In Prometheus' text format, version 0.0.4."""

@@ -11,7 +11,6 @@ from edgellm_vllm.timings import CURRENT, Timings
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
-    from vllm.v1.engine.async_llm import AsyncLLM
 
 OPERATIONS = {
     "/v1/chat/completions": "chat",
@@ -71,7 +70,7 @@ class TimedApp:
             CURRENT.reset(token)
 
 
-def add_routes(app: FastAPI, llm: AsyncLLM, timings: Timings, figures: Figures) -> None:
+def add_routes(app: FastAPI, timings: Timings, figures: Figures) -> None:
     """What the node asks for; users get it from there, if at all."""
     from fastapi import HTTPException, Response
 
@@ -81,12 +80,8 @@ def add_routes(app: FastAPI, llm: AsyncLLM, timings: Timings, figures: Figures) 
             raise HTTPException(404, "no request of the last ones has this id")
         return report
 
-    async def requests() -> dict[str, int]:
-        return {"unfinished": llm.output_processor.get_num_unfinished_requests(), **figures.now()}
-
     async def metrics() -> Response:
         return Response(figures.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     app.add_api_route("/edgellm/timings/{request_id:path}", timing)
-    app.add_api_route("/edgellm/requests", requests)
     app.add_api_route("/edgellm/metrics", metrics)
