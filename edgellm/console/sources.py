@@ -10,12 +10,18 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
+import trio
+
 from edgellm.console import views
 from edgellm.errors import EdgeError
 
 
 class NotOffered(EdgeError):
     """What is asked for is not to be had from this console; another one may have it."""
+
+
+class NotThere(EdgeError):
+    """What is asked for does not exist in this version of the product, or of an engine."""
 
 
 class NotKnown(EdgeError):
@@ -42,8 +48,8 @@ class Event:
     data: views.View
 
 
-Events: TypeAlias = AbstractAsyncContextManager[AsyncIterator[Event]]
-"""While it is entered, its iterator gives what happens. It ends when nothing more can come."""
+Events: TypeAlias = AbstractAsyncContextManager[trio.MemoryReceiveChannel[Event]]
+"""While it is entered, its channel gives what happens. It ends when nothing more can come."""
 
 
 class SwarmSource(Protocol):
@@ -68,7 +74,7 @@ class SessionSource(Protocol):
         """Returns when everything of it is gone. Raises NotKnown."""
 
     async def swap(self, name: str, model: str) -> views.Session:
-        """Begins to put another model behind the session. Raises NotKnown, NotOffered, Conflict."""
+        """Begins to put another model behind the session. Raises NotKnown, NotThere, Conflict."""
 
     def watch(self, name: str) -> Events:
         """`progress` from its beginning on, `state` at once and whenever it is another. Raises NotKnown, Busy."""
@@ -92,7 +98,7 @@ class EngineSource(Protocol):
         """
 
     async def timings(self, name: str, request_id: str) -> views.Timings:
-        """Raises NotKnown, NotOffered where the engine keeps none."""
+        """Raises NotKnown, NotThere where the engine keeps none."""
 
 
 class HostSource(Protocol):

@@ -117,6 +117,15 @@ class Refused(View):
     count: int
 
 
+class Happening(View):
+    """A peer that came or went."""
+
+    at: float
+    what: Literal["joined", "left"]
+    peer: str
+    name: str
+
+
 class Swarm(View):
     """The last look at the swarm."""
 
@@ -129,6 +138,8 @@ class Swarm(View):
     """Why the swarm could not be looked at the last time; what is shown is what was seen before. It is tried again."""
     join: list[str] = []
     """Addresses for `--bootstrap` through which others join the swarm that this console is in."""
+    recent: list[Happening] = []
+    """The last ones while somebody watched, oldest first."""
 
 
 class PeerEvent(View):
