@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import structlog
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
@@ -16,8 +15,6 @@ from edgellm.console.pages import pages, problem_page
 from edgellm.console.problems import invalid, kind_of, problem_of, problem_response, response_of
 from edgellm.console.sources import Sources
 from edgellm.errors import EdgeError
-
-log = structlog.get_logger(__name__)
 
 
 def create_app(sources: Sources, rules: Rules) -> FastAPI:
@@ -35,7 +32,6 @@ def create_app(sources: Sources, rules: Rules) -> FastAPI:
     app.add_exception_handler(EdgeError, _told)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http)
-    app.add_exception_handler(Exception, _defect)
     app.include_router(health)
     app.include_router(router)
     app.include_router(pages(sources))
@@ -61,10 +57,3 @@ async def _http(request: Request, error: Exception) -> Response:
     kind = "not_found" if error.status_code == 404 else "invalid_request"
     message = f"there is nothing at {request.url.path[:200]!r}" if error.status_code == 404 else error.detail
     return problem_response(error.status_code, kind, message, headers=error.headers)
-
-
-async def _defect(request: Request, error: Exception) -> Response:
-    log.error("a request to the console failed", path=request.url.path, exc_info=error)
-    return problem_response(
-        500, "internal", "the console failed at this", "its log has the details: EDGELLM_LOG=info"
-    )

@@ -12,7 +12,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from edgellm.console import views
-from edgellm.console.problems import problem_of
+from edgellm.console.problems import BrokenOff, problem_of
 from edgellm.console.sources import Answer, Event, Events
 from edgellm.errors import EdgeError, unwrapped
 
@@ -53,10 +53,6 @@ def encoded(event: Event) -> bytes:
     """https://html.spec.whatwg.org/multipage/server-sent-events.html"""
     # JSON has no line ends in it, so that one `data` line is enough.
     return f"event: {event.name}\ndata: {event.data.model_dump_json()}\n\n".encode()
-
-
-class BrokenOff(Exception):
-    """An answer ended in the middle; raised so that the server ends its connection, and nobody takes it for whole."""
 
 
 class PassedOn(Response):

@@ -6,8 +6,10 @@ A body is read before the app sees the request, so that a slow upload holds noth
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import dataclass
 from urllib.parse import quote
 
+import structlog
 import trio
 from starlette.datastructures import MutableHeaders
 from starlette.responses import RedirectResponse, Response
@@ -24,7 +26,9 @@ from edgellm.console.guard import (
     refused,
     too_large,
 )
-from edgellm.console.problems import problem_response
+from edgellm.console.problems import BrokenOff, problem_response
+
+log = structlog.get_logger(__name__)
 
 UPLOAD_S = 30.0
 MAX_UPLOADS_BYTES = 96 << 20
@@ -40,6 +44,11 @@ _HEADERS = {
     "cross-origin-resource-policy": "same-origin",
     "permissions-policy": "camera=(), microphone=(), geolocation=()",
 }
+
+
+@dataclass
+class _Held:
+    size_bytes: int = 0
 
 
 class Gatekeeper:
@@ -64,33 +73,59 @@ class Gatekeeper:
         if (refusal := refused(head, self._rules)) is not None:
             await _answer(head, refusal)(scope, receive, send)
             return
-        size = 0
-        parts = []
+        held = _Held()
         try:
-            with trio.fail_after(UPLOAD_S):
-                more = True
-                while more:
-                    message = await receive()
-                    if message["type"] == "http.disconnect":
-                        return
-                    part = message.get("body", b"")
-                    size += len(part)
-                    self._uploads_bytes += len(part)
-                    if size > largest_body(head.path):
-                        await _answer(head, too_large(head.path))(scope, receive, send)
-                        return
-                    if self._uploads_bytes > MAX_UPLOADS_BYTES:
-                        await _answer(head, _NO_ROOM)(scope, receive, send)
-                        return
-                    parts.append(part)
-                    more = message.get("more_body", False)
-            await self._app(scope, _replaying(b"".join(parts), receive), send)
-        except trio.TooSlowError:
-            await _answer(head, _TOO_SLOW)(scope, receive, send)
+            body = await self._body(head, receive, held)
+            if isinstance(body, Refusal):
+                await _answer(head, body)(scope, receive, send)
+            elif body is not None:
+                await self._guarded(scope, _replaying(body, receive), send)
         finally:
-            self._uploads_bytes -= size
+            self._uploads_bytes -= held.size_bytes
+
+    async def _body(self, head: Head, receive: Receive, held: _Held) -> bytes | Refusal | None:
+        """The whole of it, counted in `held`; None where the client went."""
+        parts = []
+        with trio.move_on_after(UPLOAD_S):
+            while True:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    return None
+                part = message.get("body", b"")
+                held.size_bytes += len(part)
+                self._uploads_bytes += len(part)
+                if held.size_bytes > largest_body(head.path):
+                    return too_large(head.path)
+                if self._uploads_bytes > MAX_UPLOADS_BYTES:
+                    return _NO_ROOM
+                parts.append(part)
+                if not message.get("more_body", False):
+                    return b"".join(parts)
+        return _TOO_SLOW
+
+    async def _guarded(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The app; a defect of it is an answer, too, where none has begun."""
+        has_begun = False
+
+        async def noting(message: Message) -> None:
+            nonlocal has_begun
+            has_begun = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive, noting)
+        except BrokenOff:
+            raise
+        except Exception as error:
+            log.error("a request to the console failed", path=scope["path"], exc_info=error)
+            if has_begun:
+                raise BrokenOff from error
+            await _DEFECT(scope, receive, send)
 
 
+_DEFECT = problem_response(
+    500, "internal", "the console failed at this", "EDGELLM_LOG=error edgellm console shows why"
+)
 _NO_ROOM = Refusal(
     429, "busy", "too much is being sent at once", "try again in a moment", (("retry-after", "2"),)
 )

@@ -21,6 +21,11 @@ from edgellm.errors import (
     UsageError,
 )
 
+
+class BrokenOff(Exception):
+    """An answer ended in the middle; raised so that the server ends its connection, and nobody takes it for whole."""
+
+
 _KINDS: tuple[tuple[type[EdgeError], int, str], ...] = (
     (sources.NotKnown, 404, "not_found"),
     (sources.Conflict, 409, "conflict"),

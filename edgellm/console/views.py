@@ -135,7 +135,7 @@ class Swarm(View):
     seen_at: float | None
     """When; None before the first look."""
     problem: Problem | None = None
-    """Why the swarm could not be looked at the last time; what is shown is what was seen before. It is tried again."""
+    """Why the swarm cannot be looked at, and nobody is shown. It is tried again."""
     join: list[str] = []
     """Addresses for `--bootstrap` through which others join the swarm that this console is in."""
     recent: list[Happening] = []
@@ -198,6 +198,10 @@ class Session(View):
     kv_holders: list[KvHolder] = []
     failure: Problem | None = None
     """Of a session that failed. DELETE takes it out of the list."""
+    swapping_to: str = ""
+    """The model that a swap is bringing up."""
+    swap_failure: Problem | None = None
+    """Why the last swap that was asked for here failed; the session answers as before."""
 
 
 class Sessions(View):
