@@ -93,7 +93,11 @@ async def swarm(sources: Given) -> views.Swarm:
 
 
 @router.get(
-    "/swarm/events", responses={**_EVENTS, **_errors(429)}, response_class=EventStream, tags=["swarm"]
+    "/swarm/events",
+    responses={**_EVENTS, **_errors(429)},
+    response_class=Response,
+    status_code=200,
+    tags=["swarm"],
 )
 async def swarm_events(sources: Given) -> EventStream:
     """`snapshot` (a Swarm) at first and after trouble; `joined`, `left` and `changed` (a PeerEvent)."""
@@ -129,7 +133,8 @@ async def close_session(name: SessionName, sources: Given) -> Response:
 @router.get(
     "/sessions/{name}/events",
     responses={**_EVENTS, **_errors(404, 422, 429)},
-    response_class=EventStream,
+    response_class=Response,
+    status_code=200,
     tags=["sessions"],
 )
 async def session_events(name: SessionName, sources: Given) -> EventStream:
@@ -158,7 +163,8 @@ async def swap(name: SessionName, wanted: views.Swap, sources: Given) -> views.S
         },
         **_errors(404, 409, 429, 501, 502, *_BODY),
     },
-    response_class=PassedOn,
+    response_class=Response,
+    status_code=200,
     tags=["sessions"],
 )
 async def chat(name: SessionName, asked: views.ChatBody, sources: Given) -> PassedOn:

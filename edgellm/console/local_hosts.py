@@ -68,7 +68,7 @@ def ended(host: views.Host, status: int) -> views.Host:
     failure = host.failure
     if failure is None and status != 0 and host.state != "stopping":
         how = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
-        said = f": {host.detail}" if host.detail else ""
+        said = f": {host.detail}" if host.detail and host.state == "starting" else ""
         failure = views.Problem(message=f"{host.name} {how}{said}", remedy="see its log", type="host")
     return host.model_copy(update={"state": "ended", "status": status, "failure": failure})
 

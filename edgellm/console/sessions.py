@@ -62,12 +62,15 @@ def session_of(
         )
     known: Mapping[str, views.SessionState] = {"ready": "ready", "closing": "closing", "failed": "failed"}
     shown = known.get(description.state, "starting")
+    if shown == "starting" and record is not None and record.state == "ready":
+        # It was ready once, and no cluster stands behind it any more.
+        shown = "closing"
     expires_ms = description.idle_expires_unix_ms
     return views.Session(
         name=description.name,
         model=description.model,
         state=shown,
-        detail=description.detail or (told if shown == "starting" else ""),
+        detail=told if shown == "starting" else description.detail,
         opened_at=description.opened_unix_ms / 1000,
         closes_at=expires_ms / 1000 if expires_ms and shown == "ready" else None,
         running_requests=description.running_requests,
@@ -131,8 +134,8 @@ class SessionsHere:
         self._isolation = isolation
         self._swapper = swap
         self._swaps: dict[str, _Swap] = {}
-        self._daemons: dict[str, subprocess.Popen[bytes]] = {}
-        """Those that were started here, until they have ended."""
+        self._daemons: dict[str, tuple[subprocess.Popen[bytes], str]] = {}
+        """Those that were started here, and for which model, until they have ended."""
         self._lock = threading.Lock()
         self._limiter = trio.CapacityLimiter(MAX_CALLS_AT_ONCE)
         self._watchers = 0
@@ -242,6 +245,8 @@ class SessionsHere:
             with suppress(SessionError):
                 last = next(iter(read_progress(self._registry.files(state.name))[-1:]), None)
         session = session_of(state, last, self._latency_s)
+        if not session.model and state.name in self._daemons:
+            session = session.model_copy(update={"model": self._daemons[state.name][1]})
         swap = self._swaps.get(state.name)
         if swap is None or session.state != "ready":
             return session
@@ -272,13 +277,13 @@ class SessionsHere:
         )
         daemon = client.launch_session(self._registry, order, files)
         with self._lock:
-            self._daemons[name] = daemon
+            self._daemons[name] = daemon, wanted.model
         return views.Session(name=name, model=wanted.model, state="starting", detail="its daemon starts")
 
     def _reap(self) -> None:
         """Takes note of daemons that have ended; one that had no chance to say why is given a reason."""
         with self._lock:
-            for name, daemon in tuple(self._daemons.items()):
+            for name, (daemon, model) in tuple(self._daemons.items()):
                 code = daemon.poll()
                 if code is None:
                     continue
@@ -291,7 +296,7 @@ class SessionsHere:
                 if code == 0 or (record and record.failure):
                     continue
                 error = client.failure_of(None, f"the session's daemon ended with status {code}", files)
-                blank = record or SessionRecord(name, "", daemon.pid, 0.0)
+                blank = record or SessionRecord(name, model, daemon.pid, 0.0)
                 failed = msgspec.structs.replace(
                     blank, state="failed", failure=str(error), remedy=error.remedy, exit_code=1
                 )
