@@ -3,6 +3,7 @@
 ask      one question: a cluster for it alone, or an open session
 host     lend this machine's devices
 session  keep a cluster open
+console  all of it in a browser
 kv       what is kept of KV caches
 peers    who lends what now
 models   what can be asked for now
@@ -23,6 +24,7 @@ from edgellm import __version__
 from edgellm.cli._errors import told
 from edgellm.cli.ask import ask
 from edgellm.cli.bootstrap import bootstrap
+from edgellm.cli.console import console
 from edgellm.cli.demo import demo
 from edgellm.cli.doctor import doctor
 from edgellm.cli.host import host
@@ -42,6 +44,7 @@ app = typer.Typer(
 app.command()(ask)
 app.command()(host)
 app.add_typer(session_app, name="session")
+app.command()(console)
 app.add_typer(kv_app, name="kv")
 app.command()(peers)
 app.command()(models)

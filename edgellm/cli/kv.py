@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Awaitable, Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
@@ -18,23 +18,10 @@ from edgellm.types.quantity import format_bytes
 if TYPE_CHECKING:
     from edgellm.blocks.cid import Cid
     from edgellm.blocks.disk import DiskStore
-    from edgellm.paths import Paths
 
 T = TypeVar("T")
 
 app = typer.Typer(help="See what is kept of KV caches, and what it was good for.", no_args_is_help=True)
-
-
-@dataclass(frozen=True, slots=True)
-class Report:
-    """What `stat` tells. Figures are sums since the files in the cache directory were made."""
-
-    held_records: int
-    """Pieces that this host keeps, or kept until their blocks were evicted."""
-    known_records: int
-    """Pieces that this user's clusters left on hosts."""
-    known_holders: int
-    figures: dict[str, float]
 
 
 @app.command("stat")
@@ -52,10 +39,13 @@ def stat(
 
       edgellm kv stat --prometheus > /var/lib/node_exporter/edgellm.prom
     """
+    import trio
+
     from edgellm.kv.figures import COUNTERS, prometheus
+    from edgellm.kv.report import read_report
     from edgellm.paths import default_paths
 
-    report = read_report(default_paths())
+    report = trio.run(read_report, default_paths())
     if as_prometheus:
         print(prometheus(report.figures), end="")
         return
@@ -181,24 +171,3 @@ def _with_store(work: Callable[[DiskStore], Awaitable[T]]) -> T:
             return await work(store)
 
     return trio.run(run)
-
-
-def read_report(paths: Paths) -> Report:
-    """From the files of this user's host and requesters, which may be running."""
-    import trio
-
-    from edgellm.kv.figures import COUNTERS
-    from edgellm.kv.index import HELD, TRACKED, open_index
-
-    async def read() -> Report:
-        paths.kv.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with open_index(paths.kv / HELD) as held, open_index(paths.kv / TRACKED) as tracked:
-            own, known, figures = await held.stat(), await tracked.stat(), await held.figures()
-        return Report(
-            held_records=own.records,
-            known_records=known.records,
-            known_holders=known.holders,
-            figures={name: figures.get(name, 0.0) for name in COUNTERS},
-        )
-
-    return trio.run(read)

@@ -44,6 +44,13 @@ def remember(addresses: Sequence[str], state: Path) -> None:
     (state / "bootstrap").write_text("".join(f"{address}\n" for address in addresses[:MAX_REMEMBERED]))
 
 
+def forget(addresses: Sequence[str], state: Path) -> None:
+    """Keeps addresses no longer, as they lead to what is going."""
+    known = _remembered(state)
+    if not set(known).isdisjoint(addresses):
+        remember([address for address in known if address not in addresses], state)
+
+
 def _remembered(state: Path) -> list[str]:
     """What was kept; nothing where the file cannot be read, as the user has not said it now and cannot be blamed for it."""
     try:

@@ -76,7 +76,7 @@ async def find_hosts(
     async def ask(provider: PeerAddress) -> None:
         async with slots:
             try:
-                sightings.append(await _ask(network, provider, book, now, timeout_s))
+                sightings.append(await ask_host(network, provider, book=book, now=now, timeout_s=timeout_s))
             except ProtocolViolation as error:
                 refused[getattr(error, "fault", "malformed")] += 1
             except NetworkError:
@@ -97,9 +97,18 @@ class UnbelievableAdvert(ProtocolViolation):
         self.fault = fault
 
 
-async def _ask(
-    network: Network, provider: PeerAddress, book: SequenceBook, now: Callable[[], float], timeout_s: float
+async def ask_host(
+    network: Network,
+    provider: PeerAddress,
+    *,
+    book: SequenceBook,
+    now: Callable[[], float],
+    timeout_s: float = ASK_TIMEOUT_S,
 ) -> Sighting:
+    """A host's advert as it is now; each step of asking has `timeout_s`.
+
+    Raises NetworkError when it does not answer, ProtocolViolation for an advert that is not to be believed.
+    """
     stream = await network.open_stream(
         provider.peer, PROTOCOL, addresses=provider.addresses, timeout_s=timeout_s
     )

@@ -10,6 +10,7 @@ ahead       blocks that come before a cell asks for each
 gate        fetch or recompute
 index       the records that a node knows
 figures     what sharing did, in numbers
+report      that, and how much is kept, from this machine's files
 distrust    holders that are avoided for a while
 holdings    what a node has: blocks, records, links to others
 providers   who has anything of a scope that several requesters share (DHT)

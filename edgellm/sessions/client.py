@@ -45,6 +45,25 @@ def start_session(
 
     Raises the error that the daemon met, after which nothing of the session is left. If interrupted, the session is closed.
     """
+    daemon = launch_session(registry, order, files)
+    try:
+        _follow(daemon, files, on_progress)
+    except BaseException:
+        daemon.terminate()
+        try:
+            daemon.wait(CLOSE_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            daemon.kill()
+        registry.remove(order.name)
+        raise
+
+
+def launch_session(registry: Registry, order: Order, files: SessionFiles) -> subprocess.Popen[bytes]:
+    """The daemon of a session, told what to do and not waited for. What becomes of it stands in `files`.
+
+    Raises OSError where it cannot be started, after which nothing of the session is left.
+    """
+    daemon: subprocess.Popen[bytes] | None = None
     try:
         with files.log.open("ab") as log:
             # A disk that is full says so here, and not as a daemon that ends without a word.
@@ -57,22 +76,16 @@ def start_session(
                 stderr=log,
                 start_new_session=True,
             )
-    except OSError:
-        registry.remove(order.name)
-        raise
-    assert daemon.stdin is not None
-    try:
+        assert daemon.stdin is not None
         daemon.stdin.write(msgspec.json.encode(order))
         daemon.stdin.close()
-        _follow(daemon, files, on_progress)
     except BaseException:
-        daemon.terminate()
-        try:
-            daemon.wait(CLOSE_TIMEOUT_S)
-        except subprocess.TimeoutExpired:
+        if daemon is not None:
             daemon.kill()
+            daemon.wait()
         registry.remove(order.name)
         raise
+    return daemon
 
 
 def _follow(
@@ -132,6 +145,7 @@ def list_sessions(registry: Registry, *, timeout_s: float = CALL_TIMEOUT_S) -> t
             state.description is None
             and not _alive(state.record)
             and not (state.record and state.record.failure)
+            and not _just_begun(registry.files(name), state.record)
         ):
             registry.remove(name)
             continue
@@ -224,6 +238,14 @@ def swap_session(
                     remedy="try it again in a moment",
                 ) from error
             raise _translated(error, name, files) from error
+
+
+def _just_begun(files: SessionFiles, record: SessionRecord | None) -> bool:
+    """Whether a daemon may be on its way that has not said anything yet."""
+    try:
+        return record is None and time.time() - files.directory.stat().st_mtime < START_TIMEOUT_S
+    except FileNotFoundError:
+        return False
 
 
 def _alive(record: SessionRecord | None) -> bool:

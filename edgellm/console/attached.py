@@ -1,0 +1,47 @@
+"""The sources of a console within a session's daemon, which is in the swarm already and starts no hosts."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import trio
+
+from edgellm.console.chat import SessionEngines, engines_of
+from edgellm.console.local_hosts import NoHosts
+from edgellm.console.machine import Machine
+from edgellm.console.membership import Place
+from edgellm.console.sessions import SessionsHere
+from edgellm.console.sources import NotOffered, Sources
+from edgellm.console.watcher import SwarmWatcher
+from edgellm.p2p.network import Network
+from edgellm.paths import Paths
+from edgellm.sessions.registry import Registry
+
+
+@asynccontextmanager
+async def attached_sources(
+    network: Network, paths: Paths, session: str, place: Place, *, isolation: str
+) -> AsyncIterator[Sources]:
+    """What a console needs, over `network`, for as long as the context lasts. `place` is where the daemon itself joined."""
+    registry = Registry(paths.sessions)
+    watcher = SwarmWatcher()
+
+    async def same_place() -> Place:
+        return place
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(watcher.look, network, place.bootstrap)
+        yield Sources(
+            swarm=watcher,
+            sessions=SessionsHere(registry, nursery, same_place, watcher.latency_s, isolation=isolation),
+            engines=SessionEngines(engines_of(registry)),
+            hosts=NoHosts(
+                NotOffered(
+                    "hosts are not started from the console of a session", remedy="run `edgellm console`"
+                )
+            ),
+            machine=Machine(paths, lambda: place.bootstrap),
+            session=session,
+        )
+        nursery.cancel_scope.cancel()

@@ -1,0 +1,136 @@
+// A session's page: its bring-up as it happens, and the chat.
+
+import "./chat.js";
+import { element, listen, refresh, seconds, tell } from "./live.js";
+
+const SVG = "http://www.w3.org/2000/svg";
+const HUES = 6;
+const DRAW_MS = 250;
+const LOOK_MS = 3000;
+
+const lanes = document.getElementById("lanes");
+const list = document.getElementById("phases");
+const all = document.getElementById("phases-all");
+
+let lines = [];
+let state = document.getElementById("head").dataset.state;
+let endedAt = null;
+const details = document.getElementById("bringup-details");
+const now = document.getElementById("bringup-now");
+
+const isComingUp = () => state === "starting" || state === "swapping";
+const nameOf = (who) => who || "this machine";
+const wordsOf = (line) => (line.detail ? `${line.phase}: ${line.detail}` : line.phase);
+
+function follow(line) {
+  const first = lines[0]?.at ?? line.at;
+  lines.push(line);
+  const item = element("li");
+  const words = element("span", wordsOf(line), "what");
+  item.append(element("span", seconds(Math.max(0, line.at - first)), "at"), element("bdi", nameOf(line.who), "who"), words);
+  list.append(item);
+  all.hidden = false;
+  draw();
+}
+
+/** One lane for each who takes part; a phase lasts until the next one of the same. */
+function draw() {
+  if (lines.length === 0) {
+    return;
+  }
+  const begin = lines[0].at;
+  const end = isComingUp() ? Math.max(Date.now() / 1000, lines.at(-1).at) : (endedAt ?? lines.at(-1).at);
+  const whole = Math.max(end - begin, 0.001);
+  const by = new Map();
+  for (const line of lines) {
+    by.set(line.who, [...(by.get(line.who) ?? []), line]);
+  }
+  const wanted = [...by];
+  const hosts = wanted.map(([who]) => who).filter((who) => who && who !== "head");
+  while (lanes.children.length < wanted.length * 2) {
+    lanes.append(element("p", "", "lane-who"), newLane());
+  }
+  wanted.forEach(([who, phases], index) => {
+    const name = lanes.children[index * 2];
+    const lane = lanes.children[index * 2 + 1];
+    set(name, nameOf(who));
+    const bars = lane.firstChild;
+    while (bars.children.length < phases.length) {
+      const bar = document.createElementNS(SVG, "rect");
+      bar.append(document.createElementNS(SVG, "title"));
+      bars.append(bar);
+    }
+    phases.forEach((phase, number) => {
+      const until = phases[number + 1]?.at ?? end;
+      const bar = bars.children[number];
+      bar.setAttribute("x", `${((100 * (phase.at - begin)) / whole).toFixed(2)}%`);
+      bar.setAttribute("width", `${((100 * Math.max(0, until - phase.at)) / whole).toFixed(2)}%`);
+      bar.setAttribute("height", "100%");
+      bar.setAttribute("class", `fill-${hosts.includes(who) ? hosts.indexOf(who) % HUES : "none"} phase-${number % 2}`);
+      set(bar.firstChild, `${wordsOf(phase)} (${seconds(Math.max(0, until - phase.at))})`);
+    });
+    set(lane.lastChild, wordsOf(phases.at(-1)));
+  });
+  lanes.hidden = false;
+  if (isComingUp()) {
+    const last = lines.at(-1);
+    set(now, `${nameOf(last.who)}: ${wordsOf(last)}`);
+  } else {
+    set(now, state === "ready" ? `took ${seconds(whole)}` : state);
+  }
+}
+
+function newLane() {
+  const lane = element("div", "", "lane");
+  const bars = document.createElementNS(SVG, "svg");
+  bars.setAttribute("aria-hidden", "true");
+  lane.append(bars, element("p", "", "lane-now"));
+  return lane;
+}
+
+function set(node, words) {
+  if (node.textContent !== words) {
+    node.textContent = words;
+  }
+}
+
+function restart() {
+  lines = [];
+  list.replaceChildren();
+  lanes.replaceChildren();
+}
+
+const source = listen({
+  progress: follow,
+  state: (session) => {
+    if (isComingUp() && session.state === "ready" && lines.length) {
+      endedAt = Math.max(Date.now() / 1000, lines.at(-1).at);
+      details.open = false;
+    }
+    if (session.state === "failed" && state !== "failed") {
+      // Most of the page is of no use then.
+      location.reload();
+      return;
+    }
+    state = session.state;
+    document.dispatchEvent(new CustomEvent("session-state", { detail: session.state }));
+    draw();
+  },
+  reconnected: restart,
+});
+setInterval(() => isComingUp() && draw(), DRAW_MS);
+setInterval(refresh, LOOK_MS);
+document.addEventListener("page-refreshed", draw);
+document.addEventListener("page-gone", () => {
+  if (state === "gone") {
+    return;
+  }
+  state = "gone";
+  source.close();
+  tell("lost", "closed");
+  const notice = element("div", "", "notice warn");
+  notice.setAttribute("role", "alert");
+  notice.append(element("p", "This session is closed. What was said here stays until you close this tab."));
+  document.getElementById("head").after(notice);
+  document.dispatchEvent(new CustomEvent("session-state", { detail: state }));
+});
