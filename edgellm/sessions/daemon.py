@@ -33,13 +33,14 @@ from edgellm.requester.cluster import OpenedCluster, opened_cluster
 from edgellm.requester.open import RequesterOptions, open_requester
 from edgellm.sessions.daemon_order import Order
 from edgellm.sessions.idle import Idleness
-from edgellm.sessions.registry import Registry, SessionFiles, SessionRecord, write_record
+from edgellm.sessions.registry import Registry, SessionFiles, SessionRecord, runs, write_record
 from edgellm.wire import session_pb2, session_pb2_grpc
 
 log = structlog.get_logger(__name__)
 
 MAX_REQUESTS_AT_ONCE = 64
 IDLE_CHECK_S = 0.5
+OWNER_CHECK_S = 1.0
 
 
 class _Service(session_pb2_grpc.SessionServicer):
@@ -123,8 +124,12 @@ class _Service(session_pb2_grpc.SessionServicer):
     ) -> Iterator[session_pb2.Engine]:
         with self._lock:
             opened = self._opened
+            running = self._idleness.running
         if opened is None:
             context.abort(grpc.StatusCode.FAILED_PRECONDITION, "the session is still starting")
+        if running >= MAX_REQUESTS_AT_ONCE:
+            # The threads that are left are for those who describe or close the session.
+            context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, f"it answers {running} questions already")
         assert opened is not None
         ended = threading.Event()
         # False where the caller has gone already.
@@ -167,6 +172,8 @@ async def hold(order: Order, files: SessionFiles, service: _Service, on_ready: t
         context=order.context,
         sequences=order.sequences,
         serves_api=True,
+        min_tok_s=order.min_tok_s,
+        max_load=order.max_load,
     )
     with files.progress.open("a", buffering=1) as progress, unwrapped():
 
@@ -226,6 +233,8 @@ async def run(order: Order, files: SessionFiles) -> int:
             )
             nursery.start_soon(gateway.serve, listener)
             nursery.start_soon(_until_closed, service, nursery.cancel_scope)
+            if order.owner_pid:
+                nursery.start_soon(_until_owner_gone, order, service)
             nursery.start_soon(note_ready)
             nursery.start_soon(work)
     except* EdgeError as group:
@@ -237,7 +246,12 @@ async def run(order: Order, files: SessionFiles) -> int:
         return 0
     log.error("the session broke", error=str(broken))
     failed = msgspec.structs.replace(
-        record, state="failed", failure=str(broken), remedy=broken.remedy, exit_code=broken.exit_code
+        record,
+        state="failed",
+        failure=str(broken),
+        remedy=broken.remedy,
+        exit_code=broken.exit_code,
+        kind=next(kind.__name__ for kind in type(broken).__mro__ if kind.__module__ == EdgeError.__module__),
     )
     write_record(files, failed)
     return broken.exit_code
@@ -273,6 +287,13 @@ async def _until_closed(service: _Service, scope: trio.CancelScope) -> None:
                 await trio.sleep(0.1)
             log.info("closing: asked to")
             scope.cancel()
+
+
+async def _until_owner_gone(order: Order, service: _Service) -> None:
+    while runs(order.owner_pid, order.owner_started):
+        await trio.sleep(OWNER_CHECK_S)
+    log.info("closing: the process that it belongs to is gone", pid=order.owner_pid)
+    service.close_asked.set()
 
 
 def main() -> None:

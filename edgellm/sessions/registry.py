@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
+import psutil
 
 from edgellm.errors import SessionError, UsageError
 
@@ -42,6 +43,8 @@ class SessionRecord(msgspec.Struct, frozen=True):
     failure: str = ""
     remedy: str = ""
     exit_code: int = 1
+    kind: str = ""
+    """Which of `edgellm.errors` the failure was."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +111,15 @@ class Registry:
     def remove(self, name: str) -> None:
         """Forgets a session. Its daemon must be gone."""
         shutil.rmtree(self._directory / name, ignore_errors=True)
+
+
+def runs(pid: int, started: float) -> bool:
+    """Whether the process that had `pid` and began at `started` (`SessionRecord.process_started`) is still there."""
+    try:
+        process = psutil.Process(pid)
+        return process.create_time() == started and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def write_record(files: SessionFiles, record: SessionRecord) -> None:
