@@ -45,7 +45,7 @@ def start_session(
     registry: Registry,
     order: Order,
     files: SessionFiles,
-    on_progress: Callable[[ProgressLine], None],
+    on_progress: Callable[[ProgressLine], object],
     give_up: threading.Event | None = None,
 ) -> None:
     """Starts the daemon of a session and follows it until it is ready.
@@ -86,7 +86,7 @@ def start_session(
 def _follow(
     daemon: subprocess.Popen[bytes],
     files: SessionFiles,
-    on_progress: Callable[[ProgressLine], None],
+    on_progress: Callable[[ProgressLine], object],
     give_up: threading.Event,
 ) -> None:
     told = 0
