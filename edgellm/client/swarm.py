@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING
 
 from edgellm.client.options import texts
 from edgellm.client.waiting import in_thread
-from edgellm.discovery.versions import Entry as Model
-from edgellm.discovery.versions import entries_of
+from edgellm.discovery.versions import Model, entries_of
 from edgellm.errors import DiscoveryError, unwrapped
 from edgellm.types.advert import Device
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 import anyio
+import anyio.lowlevel
 import anyio.to_thread
 
 T = TypeVar("T")
@@ -35,6 +36,8 @@ async def in_thread(work: Callable[[], T], give_up: Callable[[], object]) -> T:
         group.start_soon(notice_cancellation)
         await anyio.to_thread.run_sync(caught)
         group.cancel_scope.cancel()
+    # What `work` ended with when it was given up is no matter.
+    await anyio.lowlevel.checkpoint_if_cancelled()
     if failure:
         raise failure[0]
     return outcome[0]

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class Model:
     """One version of one model, and who hosts it."""
 
     name: str
@@ -23,7 +23,7 @@ class Entry:
     free_memory_bytes: int
 
 
-def entries_of(sightings: tuple[Sighting, ...]) -> list[Entry]:
+def entries_of(sightings: tuple[Sighting, ...]) -> list[Model]:
     """One entry for each version of each model, by name."""
     hosts: dict[tuple[str, str], list[Sighting]] = defaultdict(list)
     for sighting in sightings:
@@ -33,7 +33,7 @@ def entries_of(sightings: tuple[Sighting, ...]) -> list[Entry]:
     for (name, digest), group in sorted(hosts.items()):
         offer = next(entry for entry in group[0].advert.models if entry.digest == digest)
         entries.append(
-            Entry(
+            Model(
                 name=name,
                 digest=digest,
                 layers=offer.layers,
