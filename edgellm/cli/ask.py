@@ -60,6 +60,8 @@ def ask(
     pp: options.PipelineParallel = None,
     peers: options.Peers = None,
     context: options.Context = None,
+    min_tok_s: options.MinTokS = None,
+    max_load: options.MaxLoad = None,
     network: options.Network = options.Fabric.OVERLAY,
     isolation: options.IsolationOption = options.Isolation.BWRAP,
     disaggregate: options.DisaggregateOption = options.Disaggregate.NEVER,
@@ -124,7 +126,16 @@ def ask(
 
     log_to()
     paths = default_paths()
-    wanted = Wanted(tp, pp, tuple(peers or ()), network.value, context, disaggregate=disaggregate.value)
+    wanted = Wanted(
+        tp,
+        pp,
+        tuple(peers or ()),
+        network.value,
+        context,
+        disaggregate=disaggregate.value,
+        min_tok_s=min_tok_s,
+        max_load=max_load,
+    )
     # Whoever demands two clusters has them share, however short the prompt.
     shares_always = kv_share or disaggregate is options.Disaggregate.ALWAYS
     options_ = RequesterOptions(

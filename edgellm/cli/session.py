@@ -32,15 +32,6 @@ def parse_duration(text: str) -> float:
     return float(found[1]) * _UNITS_S[found[2] or "s"]
 
 
-def require_key(key: str | None) -> None:
-    """Raises UsageError for a key that no client could say, or that everybody says."""
-    if key is not None and not (key.isascii() and key.isprintable() and key and " " not in key):
-        raise UsageError(
-            "an API key has one or more printable ASCII characters and no blanks",
-            remedy="make one: export EDGELLM_API_KEY=$(openssl rand -hex 16)",
-        )
-
-
 @app.command("open")
 def open_(
     model: options.Model,
@@ -74,6 +65,8 @@ def open_(
     pp: options.PipelineParallel = None,
     peers: options.Peers = None,
     context: options.Context = None,
+    min_tok_s: options.MinTokS = None,
+    max_load: options.MaxLoad = None,
     network: options.Network = options.Fabric.OVERLAY,
     isolation: options.IsolationOption = options.Isolation.BWRAP,
     kv_share: options.KvShare = None,
@@ -91,6 +84,7 @@ def open_(
       NAME=$(edgellm session open -q --model Qwen/Qwen3-32B --idle 2h); edgellm ask "Hello" --session $NAME
     """
     from edgellm.discovery.bootstrap import require_bootstrap
+    from edgellm.gateway.guard import require_key
     from edgellm.paths import default_paths
     from edgellm.sessions.client import session_state, start_session
     from edgellm.sessions.daemon_order import Order
@@ -116,6 +110,8 @@ def open_(
         fabric=network.value,
         context=context,
         sequences=sequences,
+        min_tok_s=min_tok_s,
+        max_load=max_load,
         kv_scope=options.kv_scope(bool(kv_share), kv_scope, network),
         port=port,
         api_key=api_key,

@@ -7,6 +7,8 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from edgellm.errors import UsageError
+
 MAX_BODY_BYTES = 32 << 20
 """Pictures and documents travel inside of questions."""
 
@@ -144,3 +146,12 @@ def _wrong_size(head: Head) -> Refusal | None:
 
 def too_large() -> Refusal:
     return Refusal(413, "invalid_request_error", f"a request has at most {MAX_BODY_BYTES >> 20} MiB")
+
+
+def require_key(key: str | None) -> None:
+    """Raises UsageError for a key that no client could say, or that everybody says."""
+    if key is not None and not (key.isascii() and key.isprintable() and key and " " not in key):
+        raise UsageError(
+            "an API key has one or more printable ASCII characters and no blanks",
+            remedy="make one: export EDGELLM_API_KEY=$(openssl rand -hex 16)",
+        )

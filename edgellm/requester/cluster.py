@@ -243,6 +243,8 @@ def count_prompt(directory: Path, question: Question) -> int | None:
     """Tokens of the question's texts, or None where that cannot be told here."""
     if question.text is not None:
         return count_tokens(directory, question.text)
+    if question.token_ids:
+        return len(question.token_ids)
     counts = [count_tokens(directory, message.content) for message in question.messages]
     return None if None in counts else sum(count for count in counts if count is not None)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -11,9 +12,10 @@ from dataclasses import dataclass
 import grpc
 import msgspec
 
+from edgellm import errors
 from edgellm.errors import EdgeError, EngineError, SessionError, UsageError
 from edgellm.sessions.daemon_order import Order
-from edgellm.sessions.registry import Registry, SessionFiles, SessionRecord, read_record
+from edgellm.sessions.registry import Registry, SessionFiles, SessionRecord, read_record, runs
 from edgellm.wire import backend_pb2, backend_pb2_grpc, session_pb2, session_pb2_grpc
 
 CALL_TIMEOUT_S = 5.0
@@ -39,15 +41,20 @@ class SessionState:
 
 
 def start_session(
-    registry: Registry, order: Order, files: SessionFiles, on_progress: Callable[[ProgressLine], None]
+    registry: Registry,
+    order: Order,
+    files: SessionFiles,
+    on_progress: Callable[[ProgressLine], object],
+    give_up: threading.Event | None = None,
 ) -> None:
     """Starts the daemon of a session and follows it until it is ready.
 
-    Raises the error that the daemon met, after which nothing of the session is left. If interrupted, the session is closed.
+    Raises the error that the daemon met, after which nothing of the session is left. If interrupted, or SessionError when
+    `give_up` is set meanwhile, the session is closed.
     """
     daemon = launch_session(registry, order, files)
     try:
-        _follow(daemon, files, on_progress)
+        _follow(daemon, files, on_progress, give_up or threading.Event())
     except BaseException:
         daemon.terminate()
         try:
@@ -89,7 +96,10 @@ def launch_session(registry: Registry, order: Order, files: SessionFiles) -> sub
 
 
 def _follow(
-    daemon: subprocess.Popen[bytes], files: SessionFiles, on_progress: Callable[[ProgressLine], None]
+    daemon: subprocess.Popen[bytes],
+    files: SessionFiles,
+    on_progress: Callable[[ProgressLine], object],
+    give_up: threading.Event,
 ) -> None:
     told = 0
     while True:
@@ -106,13 +116,17 @@ def _follow(
             return
         if code is not None:
             raise failure_of(record, f"the session's daemon ended with status {code}", files)
-        time.sleep(POLL_S)
+        if give_up.wait(POLL_S):
+            raise SessionError("the session was given up while it started")
 
 
 def failure_of(record: SessionRecord | None, otherwise: str, files: SessionFiles) -> EdgeError:
     """The error that a session's daemon left behind, as an error here."""
     if record is not None and record.failure:
-        error = EdgeError(record.failure, remedy=record.remedy)
+        kind = getattr(errors, record.kind, EdgeError)
+        if not (isinstance(kind, type) and issubclass(kind, EdgeError)):
+            kind = EdgeError
+        error: EdgeError = kind(record.failure, remedy=record.remedy)
         error.exit_code = record.exit_code
         return error
     last = files.log.read_text(errors="replace").strip().splitlines()[-1:] if files.log.exists() else []
@@ -182,7 +196,7 @@ def ask_session(
                 finally:
                     call.cancel()
         except grpc.RpcError as error:
-            raise _translated(error, name, files) from error
+            raise request_error(error, name, files) from error
         finally:
             use.cancel()
 
@@ -237,7 +251,7 @@ def swap_session(
                     f"session {name!r} cannot be swapped now: {error.details()}",
                     remedy="try it again in a moment",
                 ) from error
-            raise _translated(error, name, files) from error
+            raise request_error(error, name, files) from error
 
 
 def _just_begun(files: SessionFiles, record: SessionRecord | None) -> bool:
@@ -249,19 +263,11 @@ def _just_begun(files: SessionFiles, record: SessionRecord | None) -> bool:
 
 
 def _alive(record: SessionRecord | None) -> bool:
-    if record is None:
-        return False
-    # Not needed for a question to a session that answers, which is to begin at once.
-    import psutil
-
-    try:
-        process = psutil.Process(record.pid)
-        return process.create_time() == record.process_started and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
+    return record is not None and runs(record.pid, record.process_started)
 
 
-def _translated(error: grpc.RpcError, name: str, files: SessionFiles) -> EdgeError:
+def request_error(error: grpc.RpcError, name: str, files: SessionFiles) -> EdgeError:
+    """What gRPC says of a question to a session, as an error of ours."""
     code = error.code() if isinstance(error, grpc.Call) else None
     details = (error.details() if isinstance(error, grpc.Call) else None) or "it said nothing"
     line = details.strip().splitlines()[0][:500]
@@ -271,4 +277,18 @@ def _translated(error: grpc.RpcError, name: str, files: SessionFiles) -> EdgeErr
         # The daemon writes why before it goes.
         time.sleep(1.0)
         return failure_of(read_record(files), f"session {name!r} broke during the answer", files)
+    if code == grpc.StatusCode.RESOURCE_EXHAUSTED and "larger than max" in line:
+        return UsageError("the prompt is too long to be sent", remedy="shorten it")
+    if code == grpc.StatusCode.RESOURCE_EXHAUSTED:
+        return SessionError(f"session {name!r} is busy: {line}", remedy="ask again when some are answered")
+    if code == grpc.StatusCode.FAILED_PRECONDITION:
+        return SessionError(
+            f"session {name!r} does not take questions: {line}", remedy="ask again in a moment"
+        )
+    if code == grpc.StatusCode.CANCELLED:
+        return SessionError(f"the answer of session {name!r} was given up")
+    if code == grpc.StatusCode.DEADLINE_EXCEEDED:
+        return EngineError(
+            f"session {name!r} did not answer in time", remedy="allow more time, or ask for less"
+        )
     return EngineError(f"session {name!r} failed: {line}")

@@ -30,15 +30,15 @@ from edgellm.requester.choose import Wanted
 from edgellm.requester.open import RequesterOptions, open_requester
 from edgellm.sessions.daemon_order import Order
 from edgellm.sessions.holding import SwapDesk, holding
-from edgellm.sessions.registry import Registry, SessionFiles, SessionRecord, write_record
+from edgellm.sessions.registry import Registry, SessionFiles, SessionRecord, runs, write_record
 from edgellm.sessions.service import SessionService
-from edgellm.sessions.serving import Serving
+from edgellm.sessions.serving import MAX_REQUESTS_AT_ONCE, Serving
 from edgellm.wire import session_pb2_grpc
 
 log = structlog.get_logger(__name__)
 
-MAX_REQUESTS_AT_ONCE = 64
 IDLE_CHECK_S = 0.5
+OWNER_CHECK_S = 1.0
 
 
 async def hold(
@@ -60,6 +60,8 @@ async def hold(
         sequences=order.sequences,
         serves_api=True,
         at_once=MAX_REQUESTS_AT_ONCE,
+        min_tok_s=order.min_tok_s,
+        max_load=order.max_load,
     )
     with files.progress.open("a", buffering=1) as progress, unwrapped():
 
@@ -122,6 +124,8 @@ async def run(order: Order, files: SessionFiles) -> int:
             )
             nursery.start_soon(gateway.serve, listener)
             nursery.start_soon(_until_closed, close_asked, nursery.cancel_scope)
+            if order.owner_pid:
+                nursery.start_soon(_until_owner_gone, order, close_asked)
             nursery.start_soon(work)
     except* EdgeError as group:
         broken = next(error for error in group.exceptions if isinstance(error, EdgeError))
@@ -132,7 +136,12 @@ async def run(order: Order, files: SessionFiles) -> int:
         return 0
     log.error("the session broke", error=str(broken))
     failed = msgspec.structs.replace(
-        record, state="failed", failure=str(broken), remedy=broken.remedy, exit_code=broken.exit_code
+        record,
+        state="failed",
+        failure=str(broken),
+        remedy=broken.remedy,
+        exit_code=broken.exit_code,
+        kind=next(kind.__name__ for kind in type(broken).__mro__ if kind.__module__ == EdgeError.__module__),
     )
     write_record(files, failed)
     return broken.exit_code
@@ -168,6 +177,13 @@ async def _until_closed(close_asked: threading.Event, scope: trio.CancelScope) -
                 await trio.sleep(0.1)
             log.info("closing: asked to")
             scope.cancel()
+
+
+async def _until_owner_gone(order: Order, close_asked: threading.Event) -> None:
+    while runs(order.owner_pid, order.owner_started):
+        await trio.sleep(OWNER_CHECK_S)
+    log.info("closing: the process that it belongs to is gone", pid=order.owner_pid)
+    close_asked.set()
 
 
 def main() -> None:

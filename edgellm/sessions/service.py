@@ -11,7 +11,7 @@ import grpc
 from edgellm.errors import SessionError, UsageError
 from edgellm.sessions.daemon_order import Order
 from edgellm.sessions.holding import SwapDesk
-from edgellm.sessions.serving import Serving
+from edgellm.sessions.serving import MAX_REQUESTS_AT_ONCE, Serving
 from edgellm.wire import session_pb2, session_pb2_grpc
 
 _POLL_S = 0.1
@@ -67,6 +67,9 @@ class SessionService(session_pb2_grpc.SessionServicer):
         # False where the caller has gone already.
         if not context.add_callback(ended.set):
             return
+        if (running := self._serving.idleness.running) >= MAX_REQUESTS_AT_ONCE:
+            # The threads that are left are for those who describe or close the session.
+            context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, f"it answers {running} questions already")
         while True:
             with self._serving.used() as slot:
                 if slot is not None:

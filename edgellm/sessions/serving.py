@@ -14,6 +14,9 @@ from edgellm.gateway.state import Broken, Ready, Starting, State, Swapping
 from edgellm.requester.cluster import OpenedCluster
 from edgellm.sessions.idle import Idleness
 
+MAX_REQUESTS_AT_ONCE = 64
+"""That a session answers; each way of asking it has as many."""
+
 
 class Slot:
     """One cluster of the session, and how many requests it is answering."""

@@ -22,19 +22,31 @@ class Sampling:
     seed: int | None = None
     stop: tuple[str, ...] = ()
     ignore_eos: bool = False
+    top_k: int = 0
+    """0: all tokens."""
+    min_p: float = 0.0
+    """Leaves out tokens less likely than this share of the likeliest one."""
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    stop_token_ids: tuple[int, ...] = ()
+    """The answer ends with the first of them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """Either `text`, taken as it is, or `messages`, put through the model's chat template."""
+    """One of `text` or `token_ids`, taken as they are, or `messages`, put through the model's chat template."""
 
     text: str | None = None
     messages: tuple[Message, ...] = ()
     sampling: Sampling = field(default_factory=Sampling)
+    token_ids: tuple[int, ...] = ()
 
 
 def require_prompt(question: Question) -> None:
     """Raises UsageError for a question without words."""
+    if question.token_ids:
+        return
     texts = (
         [question.text]
         if question.text is not None

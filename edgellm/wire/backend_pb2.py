@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x65\x64gellm/wire/backend.proto\x12\x12\x65\x64gellm.backend.v1\"@\n\x05Stage\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12\x13\n\x0b\x66irst_layer\x18\x02 \x01(\r\x12\x11\n\tend_layer\x18\x03 \x01(\r\"\xbc\x02\n\x0bLoadRequest\x12\x12\n\nmodel_path\x18\x01 \x01(\t\x12\x14\n\x0chead_address\x18\x02 \x01(\t\x12\x17\n\x0ftensor_parallel\x18\x03 \x01(\r\x12)\n\x06stages\x18\x04 \x03(\x0b\x32\x19.edgellm.backend.v1.Stage\x12\x15\n\rmax_model_len\x18\x05 \x01(\r\x12\x16\n\x0ekv_cache_bytes\x18\x06 \x01(\x04\x12\x14\n\x0cmax_num_seqs\x18\x07 \x01(\r\x12\x1e\n\x16gpu_memory_utilization\x18\x08 \x01(\x01\x12\x19\n\x11served_model_name\x18\t \x01(\t\x12\x10\n\x08share_kv\x18\n \x01(\x08\x12\x1a\n\x12served_model_names\x18\x0c \x03(\t\x12\x11\n\tserve_api\x18\x0b \x01(\x08\"n\n\tLoadEvent\x12*\n\x05phase\x18\x01 \x01(\x0b\x32\x19.edgellm.backend.v1.PhaseH\x00\x12,\n\x06loaded\x18\x02 \x01(\x0b\x32\x1a.edgellm.backend.v1.LoadedH\x00\x42\x07\n\x05\x65vent\"%\n\x05Phase\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x02 \x01(\t\"z\n\x06Loaded\x12\x30\n\x05ranks\x18\x01 \x03(\x0b\x32!.edgellm.backend.v1.RankPlacement\x12\x17\n\x0fkv_cache_tokens\x18\x02 \x01(\x04\x12\x11\n\tshares_kv\x18\x03 \x01(\x08\x12\x12\n\nserves_api\x18\x04 \x01(\x08\"V\n\rRankPlacement\x12\x0c\n\x04rank\x18\x01 \x01(\r\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x13\n\x0b\x66irst_layer\x18\x03 \x01(\r\x12\x11\n\tend_layer\x18\x04 \x01(\r\",\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"9\n\x04\x43hat\x12\x31\n\x08messages\x18\x01 \x03(\x0b\x32\x1f.edgellm.backend.v1.ChatMessage\"\x15\n\x06Tokens\x12\x0b\n\x03ids\x18\x01 \x03(\r\"\x98\x01\n\x0eSamplingParams\x12\x12\n\nmax_tokens\x18\x01 \x01(\r\x12\x13\n\x0btemperature\x18\x02 \x01(\x01\x12\r\n\x05top_p\x18\x03 \x01(\x01\x12\x11\n\x04seed\x18\x04 \x01(\x04H\x00\x88\x01\x01\x12\x0c\n\x04stop\x18\x05 \x03(\t\x12\x12\n\nignore_eos\x18\x06 \x01(\x08\x12\x10\n\x08logprobs\x18\x07 \x01(\x08\x42\x07\n\x05_seed\"\xcd\x01\n\x0fGenerateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12(\n\x04\x63hat\x18\x03 \x01(\x0b\x32\x18.edgellm.backend.v1.ChatH\x00\x12,\n\x06tokens\x18\x04 \x01(\x0b\x32\x1a.edgellm.backend.v1.TokensH\x00\x12\x34\n\x08sampling\x18\x05 \x01(\x0b\x32\".edgellm.backend.v1.SamplingParamsB\x08\n\x06prompt\"\x8e\x01\n\rGenerateEvent\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x15\n\rprompt_tokens\x18\x03 \x01(\r\x12\x15\n\rfinish_reason\x18\x04 \x01(\t\x12\x10\n\x08logprobs\x18\x06 \x03(\x01\x12\x1c\n\x14\x63\x61\x63hed_prompt_tokens\x18\x05 \x01(\r\"\"\n\x0c\x41\x62ortRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\"\x0c\n\nAbortReply\"\x0f\n\rHealthRequest\"\xb2\x01\n\x0bHealthReply\x12\x34\n\x05state\x18\x01 \x01(\x0e\x32%.edgellm.backend.v1.HealthReply.State\x12\x0e\n\x06\x64\x65tail\x18\x02 \x01(\t\x12\x18\n\x10running_requests\x18\x03 \x01(\r\"C\n\x05State\x12\x0c\n\x08STARTING\x10\x00\x12\x08\n\x04IDLE\x10\x01\x12\x0b\n\x07LOADING\x10\x02\x12\t\n\x05READY\x10\x03\x12\n\n\x06\x46\x41ILED\x10\x04\"\x0f\n\rUnloadRequest\"\r\n\x0bUnloadReply2\x90\x03\n\x07\x42\x61\x63kend\x12H\n\x04Load\x12\x1f.edgellm.backend.v1.LoadRequest\x1a\x1d.edgellm.backend.v1.LoadEvent0\x01\x12T\n\x08Generate\x12#.edgellm.backend.v1.GenerateRequest\x1a!.edgellm.backend.v1.GenerateEvent0\x01\x12I\n\x05\x41\x62ort\x12 .edgellm.backend.v1.AbortRequest\x1a\x1e.edgellm.backend.v1.AbortReply\x12L\n\x06Health\x12!.edgellm.backend.v1.HealthRequest\x1a\x1f.edgellm.backend.v1.HealthReply\x12L\n\x06Unload\x12!.edgellm.backend.v1.UnloadRequest\x1a\x1f.edgellm.backend.v1.UnloadReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x65\x64gellm/wire/backend.proto\x12\x12\x65\x64gellm.backend.v1\"@\n\x05Stage\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12\x13\n\x0b\x66irst_layer\x18\x02 \x01(\r\x12\x11\n\tend_layer\x18\x03 \x01(\r\"\xbc\x02\n\x0bLoadRequest\x12\x12\n\nmodel_path\x18\x01 \x01(\t\x12\x14\n\x0chead_address\x18\x02 \x01(\t\x12\x17\n\x0ftensor_parallel\x18\x03 \x01(\r\x12)\n\x06stages\x18\x04 \x03(\x0b\x32\x19.edgellm.backend.v1.Stage\x12\x15\n\rmax_model_len\x18\x05 \x01(\r\x12\x16\n\x0ekv_cache_bytes\x18\x06 \x01(\x04\x12\x14\n\x0cmax_num_seqs\x18\x07 \x01(\r\x12\x1e\n\x16gpu_memory_utilization\x18\x08 \x01(\x01\x12\x19\n\x11served_model_name\x18\t \x01(\t\x12\x10\n\x08share_kv\x18\n \x01(\x08\x12\x1a\n\x12served_model_names\x18\x0c \x03(\t\x12\x11\n\tserve_api\x18\x0b \x01(\x08\"n\n\tLoadEvent\x12*\n\x05phase\x18\x01 \x01(\x0b\x32\x19.edgellm.backend.v1.PhaseH\x00\x12,\n\x06loaded\x18\x02 \x01(\x0b\x32\x1a.edgellm.backend.v1.LoadedH\x00\x42\x07\n\x05\x65vent\"%\n\x05Phase\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x02 \x01(\t\"z\n\x06Loaded\x12\x30\n\x05ranks\x18\x01 \x03(\x0b\x32!.edgellm.backend.v1.RankPlacement\x12\x17\n\x0fkv_cache_tokens\x18\x02 \x01(\x04\x12\x11\n\tshares_kv\x18\x03 \x01(\x08\x12\x12\n\nserves_api\x18\x04 \x01(\x08\"V\n\rRankPlacement\x12\x0c\n\x04rank\x18\x01 \x01(\r\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x13\n\x0b\x66irst_layer\x18\x03 \x01(\r\x12\x11\n\tend_layer\x18\x04 \x01(\r\",\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"9\n\x04\x43hat\x12\x31\n\x08messages\x18\x01 \x03(\x0b\x32\x1f.edgellm.backend.v1.ChatMessage\"\x15\n\x06Tokens\x12\x0b\n\x03ids\x18\x01 \x03(\r\"\x9f\x02\n\x0eSamplingParams\x12\x12\n\nmax_tokens\x18\x01 \x01(\r\x12\x13\n\x0btemperature\x18\x02 \x01(\x01\x12\r\n\x05top_p\x18\x03 \x01(\x01\x12\x11\n\x04seed\x18\x04 \x01(\x04H\x00\x88\x01\x01\x12\x0c\n\x04stop\x18\x05 \x03(\t\x12\x12\n\nignore_eos\x18\x06 \x01(\x08\x12\x10\n\x08logprobs\x18\x07 \x01(\x08\x12\r\n\x05top_k\x18\x08 \x01(\r\x12\r\n\x05min_p\x18\t \x01(\x01\x12\x18\n\x10presence_penalty\x18\n \x01(\x01\x12\x19\n\x11\x66requency_penalty\x18\x0b \x01(\x01\x12\x1a\n\x12repetition_penalty\x18\x0c \x01(\x01\x12\x16\n\x0estop_token_ids\x18\r \x03(\rB\x07\n\x05_seed\"\xcd\x01\n\x0fGenerateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12(\n\x04\x63hat\x18\x03 \x01(\x0b\x32\x18.edgellm.backend.v1.ChatH\x00\x12,\n\x06tokens\x18\x04 \x01(\x0b\x32\x1a.edgellm.backend.v1.TokensH\x00\x12\x34\n\x08sampling\x18\x05 \x01(\x0b\x32\".edgellm.backend.v1.SamplingParamsB\x08\n\x06prompt\"\x8e\x01\n\rGenerateEvent\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x15\n\rprompt_tokens\x18\x03 \x01(\r\x12\x15\n\rfinish_reason\x18\x04 \x01(\t\x12\x10\n\x08logprobs\x18\x06 \x03(\x01\x12\x1c\n\x14\x63\x61\x63hed_prompt_tokens\x18\x05 \x01(\r\"\"\n\x0c\x41\x62ortRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\"\x0c\n\nAbortReply\"\x0f\n\rHealthRequest\"\xb2\x01\n\x0bHealthReply\x12\x34\n\x05state\x18\x01 \x01(\x0e\x32%.edgellm.backend.v1.HealthReply.State\x12\x0e\n\x06\x64\x65tail\x18\x02 \x01(\t\x12\x18\n\x10running_requests\x18\x03 \x01(\r\"C\n\x05State\x12\x0c\n\x08STARTING\x10\x00\x12\x08\n\x04IDLE\x10\x01\x12\x0b\n\x07LOADING\x10\x02\x12\t\n\x05READY\x10\x03\x12\n\n\x06\x46\x41ILED\x10\x04\"\x0f\n\rUnloadRequest\"\r\n\x0bUnloadReply2\x90\x03\n\x07\x42\x61\x63kend\x12H\n\x04Load\x12\x1f.edgellm.backend.v1.LoadRequest\x1a\x1d.edgellm.backend.v1.LoadEvent0\x01\x12T\n\x08Generate\x12#.edgellm.backend.v1.GenerateRequest\x1a!.edgellm.backend.v1.GenerateEvent0\x01\x12I\n\x05\x41\x62ort\x12 .edgellm.backend.v1.AbortRequest\x1a\x1e.edgellm.backend.v1.AbortReply\x12L\n\x06Health\x12!.edgellm.backend.v1.HealthRequest\x1a\x1f.edgellm.backend.v1.HealthReply\x12L\n\x06Unload\x12!.edgellm.backend.v1.UnloadRequest\x1a\x1f.edgellm.backend.v1.UnloadReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -50,25 +50,25 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TOKENS']._serialized_start=903
   _globals['_TOKENS']._serialized_end=924
   _globals['_SAMPLINGPARAMS']._serialized_start=927
-  _globals['_SAMPLINGPARAMS']._serialized_end=1079
-  _globals['_GENERATEREQUEST']._serialized_start=1082
-  _globals['_GENERATEREQUEST']._serialized_end=1287
-  _globals['_GENERATEEVENT']._serialized_start=1290
-  _globals['_GENERATEEVENT']._serialized_end=1432
-  _globals['_ABORTREQUEST']._serialized_start=1434
-  _globals['_ABORTREQUEST']._serialized_end=1468
-  _globals['_ABORTREPLY']._serialized_start=1470
-  _globals['_ABORTREPLY']._serialized_end=1482
-  _globals['_HEALTHREQUEST']._serialized_start=1484
-  _globals['_HEALTHREQUEST']._serialized_end=1499
-  _globals['_HEALTHREPLY']._serialized_start=1502
-  _globals['_HEALTHREPLY']._serialized_end=1680
-  _globals['_HEALTHREPLY_STATE']._serialized_start=1613
-  _globals['_HEALTHREPLY_STATE']._serialized_end=1680
-  _globals['_UNLOADREQUEST']._serialized_start=1682
-  _globals['_UNLOADREQUEST']._serialized_end=1697
-  _globals['_UNLOADREPLY']._serialized_start=1699
-  _globals['_UNLOADREPLY']._serialized_end=1712
-  _globals['_BACKEND']._serialized_start=1715
-  _globals['_BACKEND']._serialized_end=2115
+  _globals['_SAMPLINGPARAMS']._serialized_end=1214
+  _globals['_GENERATEREQUEST']._serialized_start=1217
+  _globals['_GENERATEREQUEST']._serialized_end=1422
+  _globals['_GENERATEEVENT']._serialized_start=1425
+  _globals['_GENERATEEVENT']._serialized_end=1567
+  _globals['_ABORTREQUEST']._serialized_start=1569
+  _globals['_ABORTREQUEST']._serialized_end=1603
+  _globals['_ABORTREPLY']._serialized_start=1605
+  _globals['_ABORTREPLY']._serialized_end=1617
+  _globals['_HEALTHREQUEST']._serialized_start=1619
+  _globals['_HEALTHREQUEST']._serialized_end=1634
+  _globals['_HEALTHREPLY']._serialized_start=1637
+  _globals['_HEALTHREPLY']._serialized_end=1815
+  _globals['_HEALTHREPLY_STATE']._serialized_start=1748
+  _globals['_HEALTHREPLY_STATE']._serialized_end=1815
+  _globals['_UNLOADREQUEST']._serialized_start=1817
+  _globals['_UNLOADREQUEST']._serialized_end=1832
+  _globals['_UNLOADREPLY']._serialized_start=1834
+  _globals['_UNLOADREPLY']._serialized_end=1847
+  _globals['_BACKEND']._serialized_start=1850
+  _globals['_BACKEND']._serialized_end=2250
 # @@protoc_insertion_point(module_scope)

@@ -106,6 +106,12 @@ class Engine:
             stop=list(sampling.stop) or None,
             ignore_eos=sampling.ignore_eos,
             logprobs=0 if sampling.logprobs else None,
+            top_k=sampling.top_k,
+            min_p=sampling.min_p,
+            presence_penalty=sampling.presence_penalty,
+            frequency_penalty=sampling.frequency_penalty,
+            repetition_penalty=sampling.repetition_penalty or 1.0,
+            stop_token_ids=list(sampling.stop_token_ids) or None,
             output_kind=RequestOutputKind.DELTA,
         )
         outputs = self._llm.generate(TokensPrompt(prompt_token_ids=ids), params, request.request_id)
