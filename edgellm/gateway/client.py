@@ -30,6 +30,8 @@ class Client:
         self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEAD_BYTES)
         self._method = b""
         self.is_gone = False
+        self.status = 0
+        """Of the last answer that was begun."""
 
     def fileno(self) -> int:
         fd: int = self._stream.socket.fileno()
@@ -52,7 +54,7 @@ class Client:
                 event = await self._next()
         if not isinstance(event, h11.Request):
             return None
-        self._method = bytes(event.method)
+        self._method, self.status = bytes(event.method), 0
         return event
 
     async def body(self) -> bytes | None:
@@ -103,9 +105,16 @@ class Client:
         with trio.fail_after(STALL_S):
             await self._stream.send_all(chunks)
 
-    async def say(self, status: int, body: bytes, headers: Iterable[tuple[str, str]] = ()) -> None:
+    async def say(
+        self,
+        status: int,
+        body: bytes,
+        headers: Iterable[tuple[str, str]] = (),
+        *,
+        kind: str = "application/json",
+    ) -> None:
         """A whole answer of ours."""
-        own = [("content-type", "application/json"), ("content-length", str(len(body)))]
+        own = [("content-type", kind), ("content-length", str(len(body)))]
         await self.send(h11.Response(status_code=status, headers=[*own, *headers]))
         if self._method != b"HEAD":
             await self.send(h11.Data(data=body))
@@ -154,6 +163,8 @@ class Client:
         self._http.receive_data(data)
 
     async def _send(self, event: h11.Event) -> None:
+        if isinstance(event, h11.Response):
+            self.status = event.status_code
         data = self._http.send(event)
         if data:
             await self._stream.send_all(data)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TypeAlias
 
 import h11
@@ -34,6 +35,42 @@ _ANSWERED = frozenset(
 """Headers that clients get from the engine. Cookies of 127.0.0.1 would reach every port of it."""
 
 
+_HOP_BY_HOP = frozenset(
+    (b"connection", b"keep-alive", b"expect", b"te", b"trailer", b"upgrade", b"proxy-connection")
+)
+_FRAMING = frozenset((b"content-length", b"transfer-encoding"))
+
+
+def _to_engine(name: bytes) -> bool:
+    return name in _ASKED
+
+
+def _from_engine(name: bytes) -> bool:
+    return name in _ANSWERED
+
+
+def _to_console(name: bytes) -> bool:
+    # It sees for itself for which host and page it is asked, and by whom.
+    return name not in _HOP_BY_HOP and name not in _FRAMING
+
+
+def _from_console(name: bytes) -> bool:
+    return name not in _HOP_BY_HOP
+
+
+@dataclass(frozen=True, slots=True)
+class Passing:
+    """Which headers go through, by their names in lower case."""
+
+    asked: Callable[[bytes], bool]
+    answered: Callable[[bytes], bool]
+    own: Headers = ()
+
+
+ENGINE = Passing(_to_engine, _from_engine, ((b"host", b"engine"),))
+CONSOLE = Passing(_to_console, _from_console)
+
+
 class BrokenOff(Exception):
     """The engine did."""
 
@@ -41,8 +78,9 @@ class BrokenOff(Exception):
 class EngineConnection:
     """The connection to the engine's API, for one request."""
 
-    def __init__(self, stream: trio.SocketStream) -> None:
+    def __init__(self, stream: trio.SocketStream, passing: Passing = ENGINE) -> None:
         self._stream = stream
+        self._passing = passing
         self._http = h11.Connection(h11.CLIENT)
         self.streams_events = False
         self.chunks: Chunks | None = None
@@ -54,8 +92,13 @@ class EngineConnection:
 
     async def ask(self, request: h11.Request, body: bytes) -> None:
         """Sends the request. Raises BrokenOff where the engine does not take it."""
-        headers = [(bytes(name), bytes(value)) for name, value in request.headers if bytes(name) in _ASKED]
-        own = [(b"host", b"engine"), (b"connection", b"close"), (b"content-length", str(len(body)).encode())]
+        passing = self._passing
+        headers = [
+            (bytes(name), bytes(value)) for name, value in request.headers if passing.asked(bytes(name))
+        ]
+        own = [*passing.own, (b"connection", b"close")]
+        if body or request.method not in (b"GET", b"HEAD"):
+            own.append((b"content-length", str(len(body)).encode()))
         asked = h11.Request(method=request.method, target=request.target, headers=[*own, *headers])
         data = b"".join(
             self._http.send(event) or b"" for event in (asked, h11.Data(data=body), h11.EndOfMessage())
@@ -77,7 +120,9 @@ class EngineConnection:
             event = await self._next()
             if isinstance(event, h11.Response):
                 headers = [
-                    (bytes(name), bytes(value)) for name, value in event.headers if bytes(name) in _ANSWERED
+                    (bytes(name), bytes(value))
+                    for name, value in event.headers
+                    if self._passing.answered(bytes(name))
                 ]
                 self.streams_events = any(
                     name == b"content-type" and value.startswith(b"text/event-stream")

@@ -14,6 +14,7 @@ MAX_BODY_BYTES = 32 << 20
 
 ROUTES: Mapping[str, frozenset[str]] = {
     "/health": frozenset({"GET", "HEAD"}),
+    "/metrics": frozenset({"GET"}),
     "/v1/models": frozenset({"GET"}),
     "/v1/chat/completions": frozenset({"POST"}),
     "/v1/completions": frozenset({"POST"}),
@@ -24,6 +25,9 @@ ROUTES: Mapping[str, frozenset[str]] = {
     "/detokenize": frozenset({"POST"}),
 }
 """All there is. The engine serves more, some of which stops or changes it."""
+
+_CONSOLE = ("/api/v1/", "/console/")
+_CONSOLE_PAGES = frozenset(("/", "/login"))
 
 _ONCE = frozenset(("host", "origin", "authorization", "x-api-key", "content-length", "transfer-encoding"))
 
@@ -71,6 +75,16 @@ class Refusal:
             ).encode()
         error = {"message": self.message, "type": self.kind, "param": None, "code": self.status}
         return json.dumps({"error": error}).encode()
+
+
+def is_for_console(head: Head) -> bool:
+    """Whether the console answers, which has rules of its own for who may ask."""
+    return head.path in _CONSOLE_PAGES or head.path.startswith(_CONSOLE)
+
+
+def refused_of_console(head: Head) -> Refusal | None:
+    """What cannot even be passed on to it."""
+    return _ambiguous(head) or _wrong_size(head)
 
 
 def refused(head: Head, rules: Rules) -> Refusal | None:

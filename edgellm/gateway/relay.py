@@ -10,7 +10,7 @@ import trio
 
 from edgellm.gateway.chunks import Chunks
 from edgellm.gateway.client import Client
-from edgellm.gateway.engine import BrokenOff, EngineConnection, Headers
+from edgellm.gateway.engine import ENGINE, BrokenOff, EngineConnection, Headers, Passing
 from edgellm.gateway.guard import Refusal
 from edgellm.gateway.pump import AnswerPump, Outcome, open_answer_pump
 
@@ -30,9 +30,10 @@ class Relay:
         path: str,
         body: bytes,
         socket: str,
-        added: Callable[[], Headers],
+        added: Callable[[], Headers] = tuple,
+        passing: Passing = ENGINE,
     ) -> None:
-        """Passes the request on to the engine at `socket`, and the answer back as it comes.
+        """Passes the request on to the engine at `socket`, or whoever serves HTTP there, and the answer back as it comes.
 
         `added` gives headers of ours for it, once the engine has begun to answer.
         """
@@ -43,7 +44,7 @@ class Relay:
             await client.refuse(Refusal(502, "api_error", "the session's engine does not answer"), path)
             return
         async with stream:
-            engine = EngineConnection(stream)
+            engine = EngineConnection(stream, passing)
             async with client.while_it_stays():
                 try:
                     await engine.ask(request, body)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import AbstractContextManager, suppress
 from typing import Any
 
@@ -18,8 +18,18 @@ import structlog
 import trio
 
 from edgellm.gateway.client import Client
-from edgellm.gateway.engine import Headers
-from edgellm.gateway.guard import MAX_BODY_BYTES, Head, Refusal, Rules, refused, too_large
+from edgellm.gateway.engine import CONSOLE, Headers
+from edgellm.gateway.figures import CONTENT_TYPE, Figures
+from edgellm.gateway.guard import (
+    MAX_BODY_BYTES,
+    Head,
+    Refusal,
+    Rules,
+    is_for_console,
+    refused,
+    refused_of_console,
+    too_large,
+)
 from edgellm.gateway.relay import Relay, open_relay
 from edgellm.gateway.state import Broken, Ready, Starting, State, Swapping
 
@@ -48,8 +58,12 @@ class Gateway:
         counted: Callable[[], AbstractContextManager[Any]],
         *,
         most_at_once: int,
+        console: Callable[[], Awaitable[str]] | None = None,
     ) -> None:
-        """`counted` is entered for each request that the engine gets; of these there are `most_at_once` at most."""
+        """`counted` is entered for each request that the engine gets; of these there are `most_at_once` at most.
+
+        `console` gives the Unix socket on which the pages and the API of the console are served.
+        """
         self._rules = rules
         self._state = state
         self._counted = counted
@@ -57,6 +71,9 @@ class Gateway:
         self._running = 0
         self._connections = 0
         self._uploads_bytes = 0
+        self._console = console
+        self._figures = Figures()
+        self._figures.watch(lambda: self._running, lambda: self._connections)
 
     async def serve(self, listener: trio.SocketListener) -> None:
         """Until it is cancelled."""
@@ -103,32 +120,41 @@ class Gateway:
         if request is None:
             return False
         head = _head(request)
-        if (refusal := refused(head, self._rules)) is not None:
+        try:
+            await self._answered(client, request, head)
+        finally:
+            self._figures.answered(head.path, client.status)
+        return await client.again()
+
+    async def _answered(self, client: Client, request: h11.Request, head: Head) -> None:
+        if self._console is not None and is_for_console(head):
+            await self._shown(client, request, head, self._console)
+        elif (refusal := refused(head, self._rules)) is not None:
             await client.refuse(refusal, head.path)
         elif head.path == "/health":
             state = self._state()
             await client.say(200 if isinstance(state, Ready | Swapping) else 503, _health(state))
+        elif head.path == "/metrics":
+            await client.say(200, await self._figures.text(self._state()), kind=CONTENT_TYPE)
         else:
             await self._served(client, request, head)
-        return await client.again()
+
+    async def _shown(
+        self, client: Client, request: h11.Request, head: Head, console: Callable[[], Awaitable[str]]
+    ) -> None:
+        """By the console. Pages that watch something hold none of the session's places."""
+        body = refused_of_console(head) or await self._whole(client)
+        if isinstance(body, Refusal):
+            await client.refuse(body, head.path)
+        else:
+            await self._relay.forward(client, request, head.path, body, await console(), passing=CONSOLE)
 
     async def _served(self, client: Client, request: h11.Request, head: Head) -> None:
-        state = self._state()
-        refusal = self._no_place(state)
-        body = b""
-        if refusal is None:
-            try:
-                body = await self._body(client)
-            except _TooLarge:
-                refusal = too_large()
-            except _NoRoom:
-                refusal = _busy("too much is being sent to this session at once")
-            except h11.RemoteProtocolError as error:
-                refusal = Refusal(400, "invalid_request_error", str(error))
-            else:
-                # Meanwhile others may have come, or the cluster gone.
-                refusal = self._no_place(self._state())
-        if refusal is not None:
+        body = self._no_place(self._state()) or await self._whole(client)
+        # Meanwhile others may have come, or the cluster gone.
+        refusal = body if isinstance(body, Refusal) else self._no_place(self._state())
+        if refusal is not None or isinstance(body, Refusal):
+            assert refusal is not None
             await client.refuse(refusal, head.path)
             return
         self._running += 1
@@ -159,6 +185,17 @@ class Gateway:
         if self._running >= self._most_at_once:
             return _busy(f"{self._running} requests are running, as many as this session takes")
         return None
+
+    async def _whole(self, client: Client) -> bytes | Refusal:
+        """A request's body, or why it is not taken."""
+        try:
+            return await self._body(client)
+        except _TooLarge:
+            return too_large()
+        except _NoRoom:
+            return _busy("too much is being sent to this session at once")
+        except h11.RemoteProtocolError as error:
+            return Refusal(400, "invalid_request_error", str(error))
 
     async def _body(self, client: Client) -> bytes:
         """The whole body of a request. Raises _TooLarge, _NoRoom, TooSlowError, h11.RemoteProtocolError."""

@@ -6,6 +6,7 @@ import json
 import shutil
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ from tests.system.lan import Lan
 from tests.system.swarm import ASK_TIMEOUT_S, TINY, Host, Swarm, error_of
 
 CLIENTS = 8
+AFTER_S = 3.0
+"""For answers of who has just come."""
 LOAD = Path(__file__).parent / "swap_load.py"
 
 
@@ -47,6 +50,7 @@ class Session:
         load = user.start(argv)
         try:
             yield came
+            time.sleep(AFTER_S)
         finally:
             user.run(["touch", stop]).check()
             done = load.wait(ASK_TIMEOUT_S)
