@@ -3,6 +3,7 @@
 import { element, seconds } from "./live.js";
 
 const main = document.getElementById("main");
+const head = document.getElementById("head");
 const panel = document.getElementById("chat");
 const talk = document.getElementById("talk");
 const form = document.getElementById("ask");
@@ -22,7 +23,7 @@ const TIMES_MS = 300;
 /** Turns in order: {role, content, model, requestId, speed}. */
 let turns = [];
 let running = null;
-let state = document.getElementById("head").dataset.state;
+let state = head.dataset.state;
 
 // --- what is kept -----------------------------------------------------------------------------------------------
 
@@ -120,7 +121,7 @@ function offerTimes(article, requestId, isOpen) {
       fetchTimes(place, requestId);
     }
   });
-  details.open = isOpen;
+  details.open = isOpen && state === "ready";
 }
 
 /** The drawing as the server makes it. The engine may know the last figures a moment after the last token. */
@@ -188,7 +189,7 @@ async function* eventsOf(stream) {
 async function ask(words) {
   const body = bodyOf(words);
   const asked = { role: "user", content: words };
-  const answer = { role: "assistant", content: "", model: panel.dataset.model };
+  const answer = { role: "assistant", content: "", model: head.dataset.model };
   turns.push(asked, answer);
   show(asked);
   const article = show(answer);
@@ -309,7 +310,8 @@ async function problemOf(response) {
 
 function enable() {
   const isReady = state === "ready";
-  form.hidden = !(isReady || turns.length);
+  const isOver = state === "failed" || state === "gone";
+  form.hidden = isOver || !(isReady || turns.length);
   send.disabled = !isReady || running !== null;
   wait.hidden = isReady || turns.length > 0;
   panel.hidden = state === "failed" && turns.length === 0;
@@ -354,7 +356,7 @@ document.addEventListener("session-state", (event) => {
   enable();
 });
 document.addEventListener("page-refreshed", () => {
-  state = document.getElementById("head").dataset.state;
+  state = head.dataset.state;
   enable();
 });
 

@@ -19,7 +19,8 @@ const details = document.getElementById("bringup-details");
 const now = document.getElementById("bringup-now");
 
 const isComingUp = () => state === "starting" || state === "swapping";
-const nameOf = (who) => who || "this machine";
+/** The head runs on this machine, so what nobody in particular does and what the head does is one lane. */
+const nameOf = (who) => who || "head";
 const wordsOf = (line) => (line.detail ? `${line.phase}: ${line.detail}` : line.phase);
 
 function follow(line) {
@@ -43,17 +44,17 @@ function draw() {
   const whole = Math.max(end - begin, 0.001);
   const by = new Map();
   for (const line of lines) {
-    by.set(line.who, [...(by.get(line.who) ?? []), line]);
+    by.set(nameOf(line.who), [...(by.get(nameOf(line.who)) ?? []), line]);
   }
   const wanted = [...by];
-  const hosts = wanted.map(([who]) => who).filter((who) => who && who !== "head");
+  const hosts = wanted.map(([who]) => who).filter((who) => who !== "head");
   while (lanes.children.length < wanted.length * 2) {
     lanes.append(element("p", "", "lane-who"), newLane());
   }
   wanted.forEach(([who, phases], index) => {
     const name = lanes.children[index * 2];
     const lane = lanes.children[index * 2 + 1];
-    set(name, nameOf(who));
+    set(name, who);
     const bars = lane.firstChild;
     while (bars.children.length < phases.length) {
       const bar = document.createElementNS(SVG, "rect");
@@ -76,7 +77,7 @@ function draw() {
     const last = lines.at(-1);
     set(now, `${nameOf(last.who)}: ${wordsOf(last)}`);
   } else {
-    set(now, state === "ready" ? `took ${seconds(whole)}` : state);
+    set(now, state === "ready" ? `took ${seconds(whole)}` : "");
   }
 }
 
@@ -115,6 +116,10 @@ const source = listen({
     state = session.state;
     document.dispatchEvent(new CustomEvent("session-state", { detail: session.state }));
     draw();
+  },
+  end: () => {
+    source.close();
+    tell("lost", "ended");
   },
   reconnected: restart,
 });
