@@ -146,8 +146,16 @@ class Gateway:
         body = refused_of_console(head) or await self._whole(client)
         if isinstance(body, Refusal):
             await client.refuse(body, head.path)
-        else:
-            await self._relay.forward(client, request, head.path, body, await console(), passing=CONSOLE)
+            return
+        try:
+            socket = await console()
+        except trio.TooSlowError:
+            refusal = Refusal(
+                503, "api_error", "the console does not begin", (("retry-after", str(RETRY_S)),)
+            )
+            await client.refuse(refusal, head.path)
+            return
+        await self._relay.forward(client, request, head.path, body, socket, passing=CONSOLE)
 
     async def _served(self, client: Client, request: h11.Request, head: Head) -> None:
         body = self._no_place(self._state()) or await self._whole(client)

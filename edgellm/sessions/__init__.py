@@ -6,6 +6,7 @@ daemon_order  what a daemon is told (data)
 serving   which cluster answers now, and how many requests each has
 holding   brings clusters up and puts one in another's place
 service   `proto/session.proto`
+own_console  the console at the session's own endpoint
 daemon    `python -m edgellm.sessions.daemon`: one process that does all of this, and the endpoint (`edgellm.gateway`)
 reuse     which open session may answer a question that named none (pure)
 conversation  what was said in a chat, and commands in it (pure)

@@ -30,6 +30,7 @@ from edgellm.requester.choose import Wanted
 from edgellm.requester.open import RequesterOptions, open_requester
 from edgellm.sessions.daemon_order import Order
 from edgellm.sessions.holding import SwapDesk, holding
+from edgellm.sessions.own_console import OwnConsole
 from edgellm.sessions.registry import Registry, SessionFiles, SessionRecord, runs, write_record
 from edgellm.sessions.service import SessionService
 from edgellm.sessions.serving import MAX_REQUESTS_AT_ONCE, Serving
@@ -42,7 +43,12 @@ OWNER_CHECK_S = 1.0
 
 
 async def hold(
-    order: Order, files: SessionFiles, serving: Serving, desk: SwapDesk, record: SessionRecord
+    order: Order,
+    files: SessionFiles,
+    serving: Serving,
+    desk: SwapDesk,
+    console: OwnConsole,
+    record: SessionRecord,
 ) -> None:
     """Brings the cluster up and holds it, or others after it, until the session ends. Raises EdgeErrors when it breaks."""
     options = RequesterOptions(
@@ -72,8 +78,10 @@ async def hold(
 
         async with (
             open_requester(options, default_paths()) as requester,
+            trio.open_nursery() as nursery,
             holding(requester, wanted, serving, tell) as clusters,
         ):
+            nursery.start_soon(console.serve, requester.network)
             await clusters.begin(order.model)
             write_record(files, msgspec.structs.replace(record, state="ready"))
             try:
@@ -87,6 +95,7 @@ async def hold(
                 log.info("closing: idle for too long", idle_s=order.idle_s)
             finally:
                 serving.leave()
+            nursery.cancel_scope.cancel()
 
 
 async def run(order: Order, files: SessionFiles) -> int:
@@ -111,16 +120,18 @@ async def run(order: Order, files: SessionFiles) -> int:
         async with trio.open_nursery() as nursery:
 
             async def work() -> None:
-                await hold(order, files, serving, desk, record)
+                await hold(order, files, serving, desk, console, record)
                 nursery.cancel_scope.cancel()
 
             listener = await _listener(order.port)
             service.endpoint = f"http://127.0.0.1:{_port(listener)}/v1"
+            console = OwnConsole(order, _port(listener))
             gateway = Gateway(
                 Rules(_port(listener), order.api_key),
                 serving.state,
                 serving.used,
                 most_at_once=MAX_REQUESTS_AT_ONCE,
+                console=console.socket,
             )
             nursery.start_soon(gateway.serve, listener)
             nursery.start_soon(_until_closed, close_asked, nursery.cancel_scope)
