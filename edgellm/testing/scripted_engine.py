@@ -37,6 +37,7 @@ class Script:
     running: int = 0
     most_running: int = 0
     requests: list[backend_pb2.GenerateRequest] = field(default_factory=list)
+    loads: list[backend_pb2.LoadRequest] = field(default_factory=list)
 
 
 class ScriptedEngine(backend_pb2_grpc.BackendServicer):
@@ -51,6 +52,7 @@ class ScriptedEngine(backend_pb2_grpc.BackendServicer):
         self, request: backend_pb2.LoadRequest, context: grpc.ServicerContext
     ) -> Iterator[backend_pb2.LoadEvent]:
         yield backend_pb2.LoadEvent(phase=backend_pb2.Phase(name="import", detail="scripted"))
+        self._script.loads.append(request)
         time.sleep(self._script.load_s)
         if self._script.fail_load:
             context.abort(grpc.StatusCode.INTERNAL, self._script.fail_load)
@@ -66,7 +68,9 @@ class ScriptedEngine(backend_pb2_grpc.BackendServicer):
             )
         ]
         self._loaded = True
-        yield backend_pb2.LoadEvent(loaded=backend_pb2.Loaded(ranks=ranks, kv_cache_tokens=1024))
+        # Nothing is served over HTTP; but who is told so can be tested with it.
+        loaded = backend_pb2.Loaded(ranks=ranks, kv_cache_tokens=1024, serves_api=request.serve_api)
+        yield backend_pb2.LoadEvent(loaded=loaded)
 
     def Generate(
         self, request: backend_pb2.GenerateRequest, context: grpc.ServicerContext
