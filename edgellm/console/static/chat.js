@@ -3,6 +3,7 @@
 import { element, seconds } from "./live.js";
 
 const main = document.getElementById("main");
+const head = document.getElementById("head");
 const panel = document.getElementById("chat");
 const talk = document.getElementById("talk");
 const form = document.getElementById("ask");
@@ -22,14 +23,14 @@ const TIMES_MS = 300;
 /** Turns in order: {role, content, model, requestId, speed}. */
 let turns = [];
 let running = null;
-let state = document.getElementById("head").dataset.state;
+let state = head.dataset.state;
 
 // --- what is kept -----------------------------------------------------------------------------------------------
 
 function keep() {
   try {
     const values = parameters.map((field) => [field.id, field.value]);
-    sessionStorage.setItem(KEPT, JSON.stringify({ turns, values }));
+    sessionStorage.setItem(KEPT, JSON.stringify({ turns, values, opened: head.dataset.opened }));
   } catch {
     // A chat too long for the storage goes on, and is not there after a reload.
   }
@@ -41,7 +42,7 @@ function restore() {
     for (const [id, value] of found.values) {
       document.getElementById(id).value = value;
     }
-    turns = found.turns;
+    turns = isOfThisSession(found) ? found.turns : [];
   } catch {
     turns = [];
   }
@@ -51,6 +52,11 @@ function restore() {
       offerTimes(shown, turn.requestId, turn === turns.at(-1));
     }
   }
+}
+
+/** Another session may have had the same name. */
+function isOfThisSession({ opened }) {
+  return state !== "starting" && (!opened || !head.dataset.opened || opened === head.dataset.opened);
 }
 
 // --- what is shown ----------------------------------------------------------------------------------------------
@@ -120,7 +126,7 @@ function offerTimes(article, requestId, isOpen) {
       fetchTimes(place, requestId);
     }
   });
-  details.open = isOpen;
+  details.open = isOpen && state === "ready";
 }
 
 /** The drawing as the server makes it. The engine may know the last figures a moment after the last token. */
@@ -151,7 +157,10 @@ async function fetchTimes(place, requestId) {
 
 function bodyOf(words) {
   const [system, temperature, topP, maxTokens, seed] = parameters.map((field) => field.value.trim());
-  const messages = turns.filter((turn) => turn.content).map(({ role, content }) => ({ role, content }));
+  // A question to which nothing came is left out, so that turns alternate.
+  const messages = turns
+    .filter(({ role, content }, index) => (role === "user" ? turns[index + 1]?.content : content))
+    .map(({ role, content }) => ({ role, content }));
   const body = {
     messages: [...(system ? [{ role: "system", content: system }] : []), ...messages, { role: "user", content: words }],
     stream: true,
@@ -188,7 +197,7 @@ async function* eventsOf(stream) {
 async function ask(words) {
   const body = bodyOf(words);
   const asked = { role: "user", content: words };
-  const answer = { role: "assistant", content: "", model: panel.dataset.model };
+  const answer = { role: "assistant", content: "", model: head.dataset.model };
   turns.push(asked, answer);
   show(asked);
   const article = show(answer);
@@ -309,7 +318,8 @@ async function problemOf(response) {
 
 function enable() {
   const isReady = state === "ready";
-  form.hidden = !(isReady || turns.length);
+  const isOver = state === "failed" || state === "gone";
+  form.hidden = isOver || !(isReady || turns.length);
   send.disabled = !isReady || running !== null;
   wait.hidden = isReady || turns.length > 0;
   panel.hidden = state === "failed" && turns.length === 0;
@@ -354,7 +364,7 @@ document.addEventListener("session-state", (event) => {
   enable();
 });
 document.addEventListener("page-refreshed", () => {
-  state = document.getElementById("head").dataset.state;
+  state = head.dataset.state;
   enable();
 });
 

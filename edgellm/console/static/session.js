@@ -17,9 +17,11 @@ let state = document.getElementById("head").dataset.state;
 let endedAt = null;
 const details = document.getElementById("bringup-details");
 const now = document.getElementById("bringup-now");
+const said = document.getElementById("bringup-said");
 
 const isComingUp = () => state === "starting" || state === "swapping";
-const nameOf = (who) => who || "this machine";
+/** The head runs on this machine, so what nobody in particular does and what the head does is one lane. */
+const nameOf = (who) => who || "head";
 const wordsOf = (line) => (line.detail ? `${line.phase}: ${line.detail}` : line.phase);
 
 function follow(line) {
@@ -43,17 +45,17 @@ function draw() {
   const whole = Math.max(end - begin, 0.001);
   const by = new Map();
   for (const line of lines) {
-    by.set(line.who, [...(by.get(line.who) ?? []), line]);
+    by.set(nameOf(line.who), [...(by.get(nameOf(line.who)) ?? []), line]);
   }
   const wanted = [...by];
-  const hosts = wanted.map(([who]) => who).filter((who) => who && who !== "head");
+  const hosts = wanted.map(([who]) => who).filter((who) => who !== "head");
   while (lanes.children.length < wanted.length * 2) {
     lanes.append(element("p", "", "lane-who"), newLane());
   }
   wanted.forEach(([who, phases], index) => {
     const name = lanes.children[index * 2];
     const lane = lanes.children[index * 2 + 1];
-    set(name, nameOf(who));
+    set(name, who);
     const bars = lane.firstChild;
     while (bars.children.length < phases.length) {
       const bar = document.createElementNS(SVG, "rect");
@@ -76,8 +78,9 @@ function draw() {
     const last = lines.at(-1);
     set(now, `${nameOf(last.who)}: ${wordsOf(last)}`);
   } else {
-    set(now, state === "ready" ? `took ${seconds(whole)}` : state);
+    set(now, state === "ready" ? `took ${seconds(whole)}` : "");
   }
+  set(said, now.textContent && `Bring-up: ${now.textContent}`);
 }
 
 function newLane() {
@@ -100,7 +103,7 @@ function restart() {
   lanes.replaceChildren();
 }
 
-const source = listen({
+const events = listen({
   progress: follow,
   state: (session) => {
     if (isComingUp() && session.state === "ready" && lines.length) {
@@ -116,6 +119,10 @@ const source = listen({
     document.dispatchEvent(new CustomEvent("session-state", { detail: session.state }));
     draw();
   },
+  end: () => {
+    events.close();
+    tell("lost", "ended");
+  },
   reconnected: restart,
 });
 setInterval(() => isComingUp() && draw(), DRAW_MS);
@@ -126,7 +133,7 @@ document.addEventListener("page-gone", () => {
     return;
   }
   state = "gone";
-  source.close();
+  events.close();
   tell("lost", "closed");
   const notice = element("div", "", "notice warn");
   notice.setAttribute("role", "alert");
