@@ -14,6 +14,7 @@ from edgellm.console.pipeline import HUES
 
 MOST_TICKS = 240
 """More are narrower than a pixel on a telephone; then neighbours share one, as high as the longest gap among them."""
+WORTH_SAYING_S = 0.0005
 MARKS = 5
 """About so many numbers along an axis."""
 
@@ -104,10 +105,8 @@ class Timeline:
 
 def timeline(timings: views.Timings) -> Timeline | None:
     """The drawing of an answer's times; None while there are none."""
-    queue_s, prefill_s, decode_s = (
-        max(0.0, value or 0.0) for value in (timings.queue_s, timings.prefill_s, timings.decode_s)
-    )
     times = sorted(max(0.0, at) for at in timings.token_s)
+    queue_s, prefill_s, decode_s = _lengths(timings, times)
     total_s = max(queue_s + prefill_s + decode_s, times[-1] if times else 0.0)
     if total_s <= 0:
         return None
@@ -140,6 +139,16 @@ def timeline(timings: views.Timings) -> Timeline | None:
         usual_wait_s=waits[len(waits) // 2] if waits else None,
         sentence=_sentence(timings, total_s, phases, hops),
     )
+
+
+def _lengths(timings: views.Timings, times: Sequence[float]) -> tuple[float, float, float]:
+    """Of waiting, prefill and decode. Engines account for an answer when it ends: of one that was stopped, decode is what went
+    by until its last piece.
+    """
+    queue_s, prefill_s = max(0.0, timings.queue_s or 0.0), max(0.0, timings.prefill_s or 0.0)
+    if timings.decode_s is not None:
+        return queue_s, prefill_s, max(0.0, timings.decode_s)
+    return queue_s, prefill_s, max(0.0, times[-1] - queue_s - prefill_s) if times and prefill_s else 0.0
 
 
 def stage_label(stage: views.StageTiming) -> str:
@@ -210,7 +219,8 @@ def _keys(timings: views.Timings, hops: Sequence[Bar], total_s: float) -> tuple[
     def key(label: str, kind: str, length_s: float, hue: int = 0) -> Key:
         return Key(label, kind, length_s, 100 * length_s / total_s, hue)
 
-    keys = [key("waiting", "queue", hop.seconds) for hop in hops if hop.kind == "queue"]
+    waits = (hop.seconds for hop in hops if hop.kind == "queue")
+    keys = [key("waiting", "queue", wait_s) for wait_s in waits if wait_s >= WORTH_SAYING_S]
     keys += [
         key(
             stage_label(stage),
@@ -231,7 +241,7 @@ def _sentence(timings: views.Timings, total_s: float, phases: Sequence[Bar], hop
         "prefill": "reading the prompt",
         "decode": "writing the answer",
     }
-    parts = [f"{seconds(bar.seconds)} {what[bar.kind]}" for bar in phases]
+    parts = [f"{seconds(bar.seconds)} {what[bar.kind]}" for bar in phases if bar.seconds >= WORTH_SAYING_S]
     text = f"{seconds(total_s)} in all" + (f": {_listed(parts)}." if parts else ".")
     computed_s = sum(hop.seconds for hop in hops if hop.kind == "stage")
     network_s = sum(hop.seconds for hop in hops if hop.kind == "network")

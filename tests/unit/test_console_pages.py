@@ -552,6 +552,17 @@ def test_stages_that_computed_for_others_meanwhile_stay_within_their_phase() -> 
     assert sum(bar.width for bar in drawn.hops) == pytest.approx(100)
 
 
+def test_of_an_answer_that_was_stopped_decode_is_the_time_until_its_last_piece() -> None:
+    drawn = timeline(TIMINGS.model_copy(update={"decode_s": None, "network_s": views.NetworkTiming()}))
+    assert drawn is not None
+    assert [(bar.label, round(bar.seconds, 3)) for bar in drawn.phases] == [
+        ("waiting", 0.1),
+        ("prefill", 0.4),
+        ("decode", 0.5),
+    ]
+    assert [round(bar.seconds, 3) for bar in drawn.hops if "decode" in bar.label] == [0.2, 0.1]
+
+
 def test_long_answers_have_as_many_ticks_as_can_be_seen() -> None:
     drawn = timeline(views.Timings(request_id="r", token_s=[0.01 * n for n in range(1, 5000)]))
     assert drawn is not None
