@@ -12,6 +12,10 @@ gatekeeper  the guard around the app, security headers, the login
 api       the routes below /api/v1
 events    server-sent events
 pages     the pages below /, their templates and static files
+forms     what forms of the pages say, as what the API is asked (pure)
+timeline  where the time of one answer went, as it is drawn (pure)
+pipeline  a session's stages, as they are drawn (pure)
+rendering  templates made into pages
 app       `create_app`: all of it as one ASGI app
 serving   the app on a port or on a Unix socket
 

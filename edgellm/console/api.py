@@ -39,12 +39,16 @@ def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
     }
 
 
-_EVENTS: dict[int | str, dict[str, Any]] = {
-    200: {
-        "description": "Server-sent events",
-        "content": {"text/event-stream": {"schema": {"type": "string"}}},
-    }
-}
+def _events(*names: str) -> dict[int | str, dict[str, Any]]:
+    """As OpenAPI 3.2 describes event streams; without names they are those of OpenAI's API."""
+    properties: dict[str, Any] = {"data": {"type": "string", "contentMediaType": "application/json"}}
+    if names:
+        properties["event"] = {"enum": list(names)}
+    event = {"type": "object", "properties": properties, "required": list(properties)}
+    content = {"text/event-stream": {"itemSchema": event}}
+    return {200: {"description": "Server-sent events", "content": content}}
+
+
 _BODY = (408, 413, 415, 422)
 
 
@@ -94,7 +98,7 @@ async def swarm(sources: Given) -> views.Swarm:
 
 @router.get(
     "/swarm/events",
-    responses={**_EVENTS, **_errors(429)},
+    responses={**_events("snapshot", "joined", "left", "changed"), **_errors(429)},
     response_class=Response,
     status_code=200,
     tags=["swarm"],
@@ -132,13 +136,13 @@ async def close_session(name: SessionName, sources: Given) -> Response:
 
 @router.get(
     "/sessions/{name}/events",
-    responses={**_EVENTS, **_errors(404, 422, 429)},
+    responses={**_events("progress", "state", "end"), **_errors(404, 422, 429)},
     response_class=Response,
     status_code=200,
     tags=["sessions"],
 )
 async def session_events(name: SessionName, sources: Given) -> EventStream:
-    """`progress` (a ProgressLine) from the beginning on, and `state` (a Session) whenever it is another."""
+    """`progress` (a ProgressLine) from the beginning on, `state` (a Session) whenever it is another, and at last `end`."""
     return EventStream(sources.sessions.watch(name))
 
 
@@ -158,7 +162,7 @@ async def swap(name: SessionName, wanted: views.Swap, sources: Given) -> views.S
             "headers": {"x-request-id": {"schema": {"type": "string"}}},
             "content": {
                 "application/json": {"schema": {"type": "object"}},
-                "text/event-stream": {"schema": {"type": "string"}},
+                **_events()[200]["content"],
             },
         },
         **_errors(404, 409, 429, 501, 502, *_BODY),

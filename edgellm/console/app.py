@@ -6,6 +6,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
+from starlette.routing import Match, Route
 
 from edgellm import __version__
 from edgellm.console.api import health, router
@@ -54,6 +55,23 @@ async def _invalid(request: Request, error: Exception) -> Response:
 async def _http(request: Request, error: Exception) -> Response:
     """What the router refuses: paths and methods that are not there."""
     assert isinstance(error, HTTPException)
-    kind = "not_found" if error.status_code == 404 else "invalid_request"
-    message = f"there is nothing at {request.url.path[:200]!r}" if error.status_code == 404 else error.detail
-    return problem_response(error.status_code, kind, message, headers=error.headers)
+    path = request.url.path
+    if error.status_code == 404:
+        return problem_response(404, "not_found", f"there is nothing at {path[:200]!r}")
+    if error.status_code == 405:
+        # The router names the methods of the first route alone that has the path.
+        allowed = ", ".join(sorted(_methods(request)))
+        return problem_response(
+            405, "invalid_request", f"{path[:200]} takes {allowed}", headers={"allow": allowed}
+        )
+    return problem_response(error.status_code, "invalid_request", error.detail, headers=error.headers)
+
+
+def _methods(request: Request) -> set[str]:
+    routes = [route for route in request.app.router.routes if isinstance(route, Route)]
+    return {
+        method
+        for route in routes
+        if route.matches(request.scope)[0] is not Match.NONE
+        for method in route.methods or ()
+    }

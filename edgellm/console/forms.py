@@ -103,7 +103,7 @@ def _understood(
     kind: type[Asked], values: Mapping[str, object], filled: Filled
 ) -> Understood[Asked] | Filled:
     try:
-        return Understood(kind.model_validate(values), filled)
+        return Understood(kind.model_validate(values, strict=False), filled)
     except ValidationError as error:
         return filled.with_errors(
             {

@@ -162,7 +162,9 @@ def _wrong_type(head: Head) -> Refusal | None:
     """Forms of other sites cannot say that they are JSON. Our own pages' forms do not go to the API, and come with a browser's
     word for whose they are (`_wrong_origin`, `_wrong_site`).
     """
-    if head.method not in ("POST", "PUT", "PATCH"):
+    has_body = "transfer-encoding" in head.headers or head.headers.get("content-length", "0") != "0"
+    if head.method != "POST" or not has_body:
+        # Nothing takes a body in any other way.
         return None
     kind = head.headers.get("content-type", "").partition(";")[0].strip().lower()
     from_page = not head.path.startswith("/api/") and not head.headers.keys().isdisjoint(_BROWSERS)

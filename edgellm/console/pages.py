@@ -253,7 +253,7 @@ class _Desk:
         first = (
             (_Place("/", "Swarm"),)
             if own is None
-            else (_Place("/", f"Session {own}"), _Place("/console/swarm", "Swarm"))
+            else (_Place("/", own), _Place("/console/swarm", "Swarm"))
         )
         return rendered(
             template, status, places=(*first, _Place("/console/machine", "This machine")), **shown

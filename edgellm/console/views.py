@@ -20,9 +20,9 @@ class View(BaseModel):
 
 
 class Asked(BaseModel):
-    """The body of a request. A name that is not known is a mistake, and not left out quietly."""
+    """The body of a request. A name that is not known is a mistake, and not left out quietly; a number is no text."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", use_attribute_docstrings=True)
 
 
 # --- errors ------------------------------------------------------------------------------------------------------
@@ -225,6 +225,15 @@ _Word = Annotated[
 ]
 
 
+def _whole(value: object) -> object:
+    """JSON makes no difference between 4 and 4.0."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+_Few = Annotated[int, Field(ge=1, le=4096), BeforeValidator(_whole)]
+_Many = Annotated[int, Field(ge=1, le=1 << 24), BeforeValidator(_whole)]
+
+
 class NewSession(Asked):
     """Body of POST /api/v1/sessions: as the options of `edgellm session open`."""
 
@@ -233,12 +242,12 @@ class NewSession(Asked):
     """None: made up."""
     idle_s: float = Field(900.0, ge=0, le=365 * 86400)
     """Closes after so long without a request; 0: never."""
-    tp: int | None = Field(None, ge=1, le=1024)
-    pp: int | None = Field(None, ge=1, le=1024)
+    tp: _Few | None = None
+    pp: _Few | None = None
     peers: list[_Word] = Field([], max_length=256)
     """Names or peer ids; only these are used where there are any."""
-    context: int | None = Field(None, ge=1, le=1 << 24)
-    sequences: int = Field(4, ge=1, le=4096)
+    context: _Many | None = None
+    sequences: _Few = 4
     kv_share: bool = False
 
 
@@ -251,7 +260,7 @@ class Swap(Asked):
 class ChatBody(BaseModel):
     """Body of a chat: OpenAI's, without a model. What else it holds reaches the engine as it is."""
 
-    model_config = ConfigDict(frozen=True, extra="allow")
+    model_config = ConfigDict(frozen=True, strict=True, extra="allow")
 
     messages: list[dict[str, Any]] = Field(min_length=1, max_length=4096)
     stream: bool = False
@@ -334,7 +343,7 @@ class HostLog(View):
 
 def _bytes(value: object) -> object:
     if not isinstance(value, str):
-        return value
+        return _whole(value)
     try:
         return parse_bytes(value)
     except EdgeError as error:
@@ -370,7 +379,7 @@ class NewHost(Asked):
     """What others see; "": made up."""
     devices: str | None = Field(None, pattern=r"^[0-9]{1,3}(,[0-9]{1,3}){0,15}$")
     """GPUs to lend, as 0,2; on a CPU, how many devices it counts as."""
-    threads: int | None = Field(None, ge=1, le=1024)
+    threads: _Few | None = None
 
 
 # --- this machine --------------------------------------------------------------------------------------------------

@@ -57,6 +57,7 @@ class Script:
     breaks_off: bool = False
     watching: int = 0
     asking: int = 0
+    swaps: bool = True
     asked: list[object] = field(default_factory=list)
 
     def step(self) -> None:
@@ -114,8 +115,10 @@ class Sessions:
         del self.known[name]
 
     async def swap(self, name: str, model: str) -> views.Session:
-        await self.one(name)
-        raise NotThere("models cannot be swapped")
+        session = await self.one(name)
+        if not self.script.swaps:
+            raise NotThere("models cannot be swapped")
+        return session.model_copy(update={"state": "swapping", "swapping_to": model})
 
     @asynccontextmanager
     async def watch(self, name: str) -> AsyncIterator[trio.MemoryReceiveChannel[Event]]:
@@ -151,7 +154,8 @@ class Engines:
         self.script.asking += 1
         try:
             kind = "text/event-stream; charset=utf-8" if body.get("stream") else "application/json"
-            yield Answer(200, kind, "r1", self._parts())
+            parts = self._parts() if body.get("stream") else _whole()
+            yield Answer(200, kind, "r1", parts)
         finally:
             self.script.asking -= 1
 
@@ -169,6 +173,10 @@ class Engines:
         if request_id != "r1":
             raise NotKnown(f"no timings are known of request {request_id!r}")
         return TIMINGS
+
+
+async def _whole() -> AsyncIterator[bytes]:
+    yield b'{"choices": []}'
 
 
 @dataclass

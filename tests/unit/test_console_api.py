@@ -90,7 +90,7 @@ async def test_what_else_is_shown() -> None:
 
 
 async def test_a_session_from_its_opening_to_its_end() -> None:
-    script = Script()
+    script = Script(swaps=False)
     async with console(script) as client:
         opened = await client.post("/api/v1/sessions", json={"model": "tiny", "name": "birch", "pp": 2})
         assert (opened.status_code, opened.json()["state"]) == (202, "starting")

@@ -30,7 +30,7 @@ let state = head.dataset.state;
 function keep() {
   try {
     const values = parameters.map((field) => [field.id, field.value]);
-    sessionStorage.setItem(KEPT, JSON.stringify({ turns, values }));
+    sessionStorage.setItem(KEPT, JSON.stringify({ turns, values, opened: head.dataset.opened }));
   } catch {
     // A chat too long for the storage goes on, and is not there after a reload.
   }
@@ -42,7 +42,7 @@ function restore() {
     for (const [id, value] of found.values) {
       document.getElementById(id).value = value;
     }
-    turns = found.turns;
+    turns = isOfThisSession(found) ? found.turns : [];
   } catch {
     turns = [];
   }
@@ -52,6 +52,11 @@ function restore() {
       offerTimes(shown, turn.requestId, turn === turns.at(-1));
     }
   }
+}
+
+/** Another session may have had the same name. */
+function isOfThisSession({ opened }) {
+  return state !== "starting" && (!opened || !head.dataset.opened || opened === head.dataset.opened);
 }
 
 // --- what is shown ----------------------------------------------------------------------------------------------
@@ -152,7 +157,10 @@ async function fetchTimes(place, requestId) {
 
 function bodyOf(words) {
   const [system, temperature, topP, maxTokens, seed] = parameters.map((field) => field.value.trim());
-  const messages = turns.filter((turn) => turn.content).map(({ role, content }) => ({ role, content }));
+  // A question to which nothing came is left out, so that turns alternate.
+  const messages = turns
+    .filter(({ role, content }, index) => (role === "user" ? turns[index + 1]?.content : content))
+    .map(({ role, content }) => ({ role, content }));
   const body = {
     messages: [...(system ? [{ role: "system", content: system }] : []), ...messages, { role: "user", content: words }],
     stream: true,

@@ -3,6 +3,7 @@
 // what is fetched is parsed into a document in which nothing runs.
 
 const GATHER_MS = 120;
+const RETRY_MS = 3000;
 const main = document.getElementById("main");
 const linkState = document.getElementById("link-state");
 
@@ -106,34 +107,66 @@ function isAlike(one, other) {
   return one.nodeType === other.nodeType && one.nodeName === other.nodeName && !one.id && !other.id;
 }
 
-/** Listens to the page's events until the page goes; the browser reconnects by itself. */
+/** Listens to the page's events while it is in sight: browsers have few connections to one server for all of its pages. */
 export function listen(handlers) {
-  const source = new EventSource(main.dataset.events);
-  let lostAt = 0;
-  source.addEventListener("open", () => {
-    tell("live", "live");
-    if (lostAt) {
-      lostAt = 0;
-      handlers.reconnected?.();
-      refresh();
-    }
-  });
-  source.addEventListener("error", () => {
-    lostAt ||= Date.now();
-    tell("lost", source.readyState === EventSource.CLOSED ? "not live: reload" : "connection lost, trying again");
-  });
-  for (const [name, handler] of Object.entries(handlers)) {
-    source.addEventListener(name, (event) => {
-      if (event.data !== undefined) {
-        handler(JSON.parse(event.data));
+  let source = null;
+  let retry = 0;
+  let wasLost = false;
+  let isOver = false;
+
+  function connect() {
+    clearTimeout(retry);
+    source = new EventSource(main.dataset.events);
+    source.addEventListener("open", () => {
+      tell("live", "live");
+      if (wasLost) {
+        wasLost = false;
+        handlers.reconnected?.();
         refresh();
       }
     });
+    source.addEventListener("error", () => {
+      wasLost = true;
+      tell("lost", "connection lost, trying again");
+      if (source.readyState === EventSource.CLOSED) {
+        retry = setTimeout(connect, RETRY_MS);
+      }
+    });
+    for (const [name, handler] of Object.entries(handlers)) {
+      source.addEventListener(name, (event) => {
+        if (event.data !== undefined) {
+          handler(JSON.parse(event.data));
+          refresh();
+        }
+      });
+    }
   }
-  addEventListener("pagehide", () => source.close());
+
+  function pause() {
+    clearTimeout(retry);
+    source?.close();
+    source = null;
+  }
+
+  document.addEventListener("visibilitychange", () => {
+    if (document.hidden) {
+      pause();
+    } else if (!isOver && source === null) {
+      wasLost = true;
+      connect();
+    }
+  });
+  addEventListener("pagehide", pause);
   addEventListener("pageshow", (event) => event.persisted && location.reload());
-  document.addEventListener("visibilitychange", refresh);
-  return source;
+  if (!document.hidden) {
+    connect();
+  }
+  return {
+    close() {
+      isOver = true;
+      pause();
+    },
+  };
 }
 
 /** What the connection to the console is at. */

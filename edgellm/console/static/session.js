@@ -17,6 +17,7 @@ let state = document.getElementById("head").dataset.state;
 let endedAt = null;
 const details = document.getElementById("bringup-details");
 const now = document.getElementById("bringup-now");
+const said = document.getElementById("bringup-said");
 
 const isComingUp = () => state === "starting" || state === "swapping";
 /** The head runs on this machine, so what nobody in particular does and what the head does is one lane. */
@@ -79,6 +80,7 @@ function draw() {
   } else {
     set(now, state === "ready" ? `took ${seconds(whole)}` : "");
   }
+  set(said, now.textContent && `Bring-up: ${now.textContent}`);
 }
 
 function newLane() {
@@ -101,7 +103,7 @@ function restart() {
   lanes.replaceChildren();
 }
 
-const source = listen({
+const events = listen({
   progress: follow,
   state: (session) => {
     if (isComingUp() && session.state === "ready" && lines.length) {
@@ -118,7 +120,7 @@ const source = listen({
     draw();
   },
   end: () => {
-    source.close();
+    events.close();
     tell("lost", "ended");
   },
   reconnected: restart,
@@ -131,7 +133,7 @@ document.addEventListener("page-gone", () => {
     return;
   }
   state = "gone";
-  source.close();
+  events.close();
   tell("lost", "closed");
   const notice = element("div", "", "notice warn");
   notice.setAttribute("role", "alert");
