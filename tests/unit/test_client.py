@@ -590,7 +590,7 @@ def test_all_of_sampling_reaches_the_engine() -> None:
 def test_what_a_prompt_may_be() -> None:
     assert question_of(" a ", None).text == " a "
     assert question_of((1, 2), None).token_ids == (1, 2)
-    assert question_of(torch.tensor([1, 2]), None).token_ids == (1, 2)  # type: ignore[arg-type]
+    assert question_of(torch.tensor([1, 2]), None).token_ids == (1, 2)
     assert question_of([{"role": "user", "content": "a"}], None).messages == (Message("user", "a"),)
     assert chat_of("a", None).messages == (Message("user", "a"),)
     assert [question.text for question in questions_of("a", None)] == ["a"]

@@ -124,6 +124,16 @@ def test_a_quiet_answer_is_alone(registry: Registry, capfd: pytest.CaptureFixtur
     assert capfd.readouterr() == ("why is it blue\n", "")
 
 
+@pytest.mark.parametrize("option", ["--min-tok-s", "--max-load"])
+def test_hosts_of_a_session_are_chosen_when_it_is_opened(
+    option: str, registry: Registry, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with daemon(registry) as (serving, _):
+        assert ask("why", option, "1") == 2
+    assert "session has its own" in capfd.readouterr().err
+    assert serving.asked == []
+
+
 def test_a_chat_has_the_system_prompt_first(registry: Registry) -> None:
     with daemon(registry) as (serving, _):
         assert ask("why", "--system", "be brief", "-q") == 0
