@@ -102,6 +102,11 @@ def ask(
             "--disaggregate is for a question with clusters of its own, and a session has one",
             remedy="say --model instead of --session, or leave out --disaggregate",
         )
+    if session is not None and (min_tok_s is not None or max_load is not None):
+        raise UsageError(
+            "--min-tok-s and --max-load choose hosts, and a session has its own",
+            remedy="say them to `edgellm session open`",
+        )
     options.require_disaggregable(disaggregate, kv_share, network)
     sampling = Sampling(max_tokens, temperature, top_p, seed, tuple(stop or ()))
     question = make_question(read_prompt(prompt), system, raw, sampling)

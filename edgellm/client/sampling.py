@@ -17,7 +17,7 @@ class SamplingParams(Sampling):
     """How an answer is to be sampled; best given by name: `SamplingParams(max_tokens=200, temperature=0)`.
 
     max_tokens          longest answer, in tokens: 512. It ends earlier where the context ends
-    temperature         0 to 100: 0.7; 0 always takes the likeliest token
+    temperature         0 to 2: 0.7; 0 always takes the likeliest token
     top_p               the likeliest tokens that together have this probability: 1.0, all
     top_k               only so many of the likeliest tokens: 0, all
     min_p               only tokens at least so likely as this share of the likeliest: 0.0
@@ -43,7 +43,7 @@ class SamplingParams(Sampling):
             _whole("seed", self.seed, 0, _SEEDS)
         for token in self.stop_token_ids:
             _whole("a stop token", token, 0, _TOKENS)
-        _number("temperature", self.temperature, 0, 100)
+        _number("temperature", self.temperature, 0, 2)
         _number("top_p", self.top_p, 0, 1, above=True)
         _number("min_p", self.min_p, 0, 1)
         _number("presence_penalty", self.presence_penalty, -2, 2)

@@ -142,7 +142,7 @@ async def run(order: Order, files: SessionFiles) -> int:
         broken = next(error for error in group.exceptions if isinstance(error, EdgeError))
     finally:
         server.stop(grace=1).wait(timeout=3)
-    if broken is None:
+    if broken is None or (order.owner_pid and not runs(order.owner_pid, order.owner_started)):
         Registry(files.directory.parent).remove(order.name)
         return 0
     log.error("the session broke", error=str(broken))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -78,10 +79,12 @@ class Daemon(session_pb2_grpc.SessionServicer):
         if context.add_callback(ended.set):
             with self._lock:
                 self.uses += 1
-            yield session_pb2.Engine(socket=str(self.engine))
-            ended.wait(30)
-            with self._lock:
-                self.uses -= 1
+            try:
+                yield session_pb2.Engine(socket=str(self.engine))
+                ended.wait(30)
+            finally:
+                with self._lock:
+                    self.uses -= 1
 
 
 class Session:
@@ -291,6 +294,17 @@ def test_another_thread_can_end_an_answer(slow_session: Session, slow_llm: LLM) 
     timer.start()
     assert list(stream)
     timer.join()
+    slow_session.wait_free()
+
+
+@pytest.mark.parametrize("way", ["generate", "stream"])
+def test_ctrl_c_ends_what_runs(way: str, slow_session: Session, slow_llm: LLM) -> None:
+    timer = threading.Timer(0.3, signal.pthread_kill, (threading.main_thread().ident, signal.SIGINT))
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        if way == "generate":
+            slow_llm.generate(["why"] * 40, ENDLESS)
+        list(slow_llm.stream("why", ENDLESS))
     slow_session.wait_free()
 
 
@@ -530,7 +544,7 @@ def test_a_swarm_in_an_event_loop(backend: str) -> None:
     [
         ({"max_tokens": 0}, "max_tokens must be a whole number from 1 on, not 0"),
         ({"max_tokens": 1.5}, "max_tokens"),
-        ({"temperature": -1}, "temperature must be between 0 and 100, not -1"),
+        ({"temperature": -1}, "temperature must be between 0 and 2, not -1"),
         ({"temperature": float("nan")}, "temperature"),
         ({"top_p": 0}, "top_p must be above 0 and at most 1, not 0"),
         ({"top_p": "1"}, "top_p"),
@@ -576,7 +590,7 @@ def test_all_of_sampling_reaches_the_engine() -> None:
 def test_what_a_prompt_may_be() -> None:
     assert question_of(" a ", None).text == " a "
     assert question_of((1, 2), None).token_ids == (1, 2)
-    assert question_of(torch.tensor([1, 2]), None).token_ids == (1, 2)  # type: ignore[arg-type]
+    assert question_of(torch.tensor([1, 2]), None).token_ids == (1, 2)
     assert question_of([{"role": "user", "content": "a"}], None).messages == (Message("user", "a"),)
     assert chat_of("a", None).messages == (Message("user", "a"),)
     assert [question.text for question in questions_of("a", None)] == ["a"]

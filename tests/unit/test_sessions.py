@@ -16,16 +16,19 @@ from typing import Any
 import grpc
 import psutil
 import pytest
+import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
 from edgellm.cli import app
 from edgellm.cli._errors import told
-from edgellm.errors import SessionError, UsageError
+from edgellm.errors import EdgeError, PlanError, SessionError, UsageError
 from edgellm.paths import default_paths
-from edgellm.sessions.client import list_sessions
+from edgellm.sessions.client import failure_of, list_sessions
+from edgellm.sessions.daemon import _until_owner_gone
+from edgellm.sessions.daemon_order import Order
 from edgellm.sessions.idle import Idleness
-from edgellm.sessions.registry import Registry, SessionFiles, SessionRecord, read_record, write_record
+from edgellm.sessions.registry import Registry, SessionFiles, SessionRecord, read_record, runs, write_record
 from edgellm.sessions.reuse import Asked, reusable
 from edgellm.wire import backend_pb2, backend_pb2_grpc, session_pb2, session_pb2_grpc
 
@@ -132,6 +135,16 @@ def test_a_quiet_answer_is_alone(registry: Registry, capfd: pytest.CaptureFixtur
     with daemon(registry):
         assert ask("why is it blue", "--raw", "--quiet") == 0
     assert capfd.readouterr() == ("why is it blue\n", "")
+
+
+@pytest.mark.parametrize("option", ["--min-tok-s", "--max-load"])
+def test_hosts_of_a_session_are_chosen_when_it_is_opened(
+    option: str, registry: Registry, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with daemon(registry) as (serving, _):
+        assert ask("why", option, "1") == 2
+    assert "session has its own" in capfd.readouterr().err
+    assert serving.asked == []
 
 
 def test_a_chat_has_the_system_prompt_first(registry: Registry) -> None:
@@ -402,3 +415,36 @@ def test_a_session_in_use_never_expires(begins: list[bool]) -> None:
         elif running:
             idle, running, last_end = idle.end(float(instant)), running - 1, instant
         assert idle.expires_at() == (None if running else last_end + 5.0)
+
+
+async def test_a_session_ends_with_the_process_that_it_is_for(registry: Registry) -> None:
+    owner = subprocess.Popen(["sleep", "60"])
+    try:
+        started = psutil.Process(owner.pid).create_time()
+        assert runs(owner.pid, started)
+        assert not runs(owner.pid, started - 1), "another process that has its number"
+        order = Order("amber", "tiny", "", (), 60.0, owner_pid=owner.pid, owner_started=started)
+        close_asked = threading.Event()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_until_owner_gone, order, close_asked)
+            await trio.sleep(0.2)
+            assert not close_asked.is_set()
+            # It is a zombie from now on, for nobody waits for it.
+            owner.kill()
+            with trio.fail_after(5):
+                while not close_asked.is_set():
+                    await trio.sleep(0.05)
+    finally:
+        owner.kill()
+        owner.wait()
+
+
+@pytest.mark.parametrize(
+    ("kind", "error"), [("PlanError", PlanError), ("", EdgeError), ("Iterator", EdgeError), ("x", EdgeError)]
+)
+def test_a_failure_is_raised_as_what_it_was(kind: str, error: type[EdgeError], registry: Registry) -> None:
+    _, files = registry.reserve("amber")
+    record = SessionRecord("amber", "tiny", 1, 0.0, "failed", "too slow", "lower it", 3, kind)
+    failure = failure_of(record, "gone", files)
+    assert type(failure) is error
+    assert (str(failure), failure.remedy, failure.exit_code) == ("too slow", "lower it", 3)

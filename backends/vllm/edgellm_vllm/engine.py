@@ -20,7 +20,7 @@ from edgellm_vllm.kv.settings import CHUNK_TOKENS, may_share
 from edgellm_vllm.kv.sharing import silent_members, transfer_options
 from edgellm_vllm.placement import RankPlacement, difference, planned_placement
 from edgellm_vllm.progress import Kind, ProgressListener
-from edgellm_vllm.prompts import answer_tokens, check_sampling, prompt_token_ids
+from edgellm_vllm.prompts import InvalidRequest, answer_tokens, check_sampling, prompt_token_ids
 from edgellm_vllm.timings import Timings
 
 if TYPE_CHECKING:
@@ -90,6 +90,7 @@ class Engine:
         Raises InvalidRequest before the first event, and RankLost.
         """
         from vllm import SamplingParams, TokensPrompt
+        from vllm.exceptions import VLLMClientError
         from vllm.sampling_params import RequestOutputKind
         from vllm.v1.engine.exceptions import EngineDeadError
 
@@ -132,6 +133,8 @@ class Engine:
                     )
         except EngineDeadError as error:
             raise RankLost from error
+        except VLLMClientError as error:
+            raise InvalidRequest(str(error)) from error
 
     async def abort(self, request_id: str) -> None:
         """Ends a request; its iterator ends with the finish reason "abort". Unknown ids do nothing."""

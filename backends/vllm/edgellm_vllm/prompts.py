@@ -73,8 +73,8 @@ def answer_tokens(prompt_tokens: int, wanted: int, max_model_len: int) -> int:
 
 def check_sampling(sampling: pb.SamplingParams) -> None:
     """Raises InvalidRequest for values outside their range."""
-    if not 0 <= sampling.temperature <= 100:
-        raise InvalidRequest(f"temperature must be between 0 and 100, not {sampling.temperature}")
+    if not 0 <= sampling.temperature <= 2:
+        raise InvalidRequest(f"temperature must be between 0 and 2, not {sampling.temperature}")
     if not 0 <= sampling.top_p <= 1:
         raise InvalidRequest(f"top_p must be between 0 and 1, not {sampling.top_p}")
     if not 0 <= sampling.min_p <= 1:
