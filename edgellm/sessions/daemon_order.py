@@ -26,3 +26,5 @@ class Order(msgspec.Struct, frozen=True):
     """Of the endpoint on 127.0.0.1; 0: any that is free."""
     api_key: str | None = None
     """What clients of the endpoint must say; None: nothing."""
+    max_cost_s: float = 0.0
+    """Host-seconds that may be lent to it; 0: no limit."""
