@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import time
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -73,6 +74,21 @@ def open_(
     kv_scope: options.KvScopeOption = options.KvScope.SESSION,
     bootstrap: options.Bootstrap = None,
     mdns: options.Mdns = False,
+    foreground: Annotated[
+        bool,
+        typer.Option(
+            "--foreground", help="Stay, with a line that says how it is; Ctrl-C closes the session."
+        ),
+    ] = False,
+    max_cost: Annotated[
+        str,
+        typer.Option(
+            "--max-cost",
+            metavar="TIME",
+            help="Close once the hosts have lent so much time together (three hosts for 40 minutes: 2h); what runs then is "
+            "finished. 0: no limit.",
+        ),
+    ] = "0",
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print the name and nothing else.")] = False,
 ) -> None:
     """Bring up a cluster and keep it; prints the session's name.
@@ -82,7 +98,10 @@ def open_(
       edgellm session open --model Qwen/Qwen3-32B
 
       NAME=$(edgellm session open -q --model Qwen/Qwen3-32B --idle 2h); edgellm ask "Hello" --session $NAME
+
+      edgellm session open --model Qwen/Qwen3-32B --port 8000 --foreground --max-cost 2h
     """
+    from edgellm.cli._foreground import ended_like_ctrl_c, stay
     from edgellm.discovery.bootstrap import require_bootstrap
     from edgellm.gateway.guard import require_key
     from edgellm.paths import default_paths
@@ -91,7 +110,7 @@ def open_(
     from edgellm.sessions.registry import Registry
 
     paths = default_paths()
-    idle_s = parse_duration(idle)
+    idle_s, max_cost_s = parse_duration(idle), parse_duration(max_cost)
     require_key(api_key)
     known = require_bootstrap(bootstrap or (), paths.state, mdns=mdns)
     registry = Registry(paths.sessions)
@@ -115,17 +134,27 @@ def open_(
         kv_scope=options.kv_scope(bool(kv_share), kv_scope, network),
         port=port,
         api_key=api_key,
+        max_cost_s=max_cost_s,
     )
-    with BringUpView(errors, quiet=quiet) as view:
-        start_session(registry, order, files, lambda line: view.note(line.who, line.phase, line.detail))
-        elapsed_s = view.elapsed_s
-    if not quiet:
-        say(f"[green]ready[/] in {elapsed_s:.1f} s; closes after {idle} without a request")
-        say(f'ask it: edgellm ask "PROMPT" --session {chosen}')
-        state = session_state(registry, chosen)
-        if state.description is not None:
-            say(f"or by any client of OpenAI's API: {state.description.endpoint}")
-    print(chosen)
+    with ended_like_ctrl_c() if foreground else nullcontext():
+        with BringUpView(errors, quiet=quiet) as view:
+            start_session(registry, order, files, lambda line: view.note(line.who, line.phase, line.detail))
+            elapsed_s = view.elapsed_s
+
+        def tell() -> None:
+            if not quiet:
+                closes = f"; closes after {idle} without a request" if idle_s else ""
+                say(f"[green]ready[/] in {elapsed_s:.1f} s{closes}")
+                say(f'ask it: edgellm ask "PROMPT" --session {chosen}')
+                state = session_state(registry, chosen)
+                if state.description is not None:
+                    say(f"or by any client of OpenAI's API: {state.description.endpoint}")
+            print(chosen, flush=True)
+
+        if foreground:
+            stay(registry, chosen, tell, quiet=quiet)
+        else:
+            tell()
 
 
 @app.command("list")
@@ -260,6 +289,8 @@ def report(state: SessionState) -> dict[str, object]:
             "state": f"failed: {record.failure}" if record and record.failure else "starting",
             "running_requests": 0,
             "closes_in_s": None,
+            "cost_s": None,
+            "max_cost_s": None,
             "endpoint": "",
             "route": "",
         }
@@ -270,6 +301,8 @@ def report(state: SessionState) -> dict[str, object]:
         "state": description.state,
         "running_requests": description.running_requests,
         "closes_in_s": max(0.0, expires - time.time()) if expires else None,
+        "cost_s": description.cost_s,
+        "max_cost_s": description.max_cost_s or None,
         "endpoint": description.endpoint,
         "route": " → ".join(
             f"{stage.name} layers {stage.first_layer}-{stage.end_layer - 1}" for stage in description.stages

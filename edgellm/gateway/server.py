@@ -31,7 +31,7 @@ from edgellm.gateway.guard import (
     too_large,
 )
 from edgellm.gateway.relay import Relay, open_relay
-from edgellm.gateway.state import Broken, Ready, Starting, State, Swapping
+from edgellm.gateway.state import Broken, Closing, Ready, Starting, State, Swapping
 
 log = structlog.get_logger(__name__)
 
@@ -188,7 +188,7 @@ class Gateway:
         return None if client.is_gone else self._state()
 
     def _no_place(self, state: State) -> Refusal | None:
-        if isinstance(state, Broken | Starting):
+        if isinstance(state, Broken | Closing | Starting):
             return _not_now(state)
         if self._running >= self._most_at_once:
             return _busy(f"{self._running} requests are running, as many as this session takes")
@@ -250,13 +250,18 @@ def _health(state: State) -> bytes:
             return json.dumps({"state": "starting", "detail": detail}).encode()
         case Swapping(detail=detail):
             return json.dumps({"state": "swapping", "detail": detail}).encode()
+        case Closing(reason=reason):
+            return json.dumps({"state": "closing", "detail": reason}).encode()
         case Broken(reason=reason):
             return json.dumps({"state": "broken", "detail": reason}).encode()
 
 
-def _not_now(state: Starting | Swapping | Broken) -> Refusal:
+def _not_now(state: Starting | Swapping | Closing | Broken) -> Refusal:
     if isinstance(state, Broken):
         return Refusal(501, "api_error", f"this session has no API: {state.reason}")
+    if isinstance(state, Closing):
+        # Nothing to come again for.
+        return Refusal(503, "overloaded_error", f"the session closes: {state.reason}")
     message = f"the session is not ready: {state.detail}"
     return Refusal(503, "overloaded_error", message, (("retry-after", str(RETRY_S)),))
 

@@ -18,9 +18,16 @@ class Ready:
 
 @dataclass(frozen=True, slots=True)
 class Starting:
-    """There was no cluster yet, or there will be none any more."""
+    """There was no cluster yet."""
 
     detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Closing:
+    """There will be no cluster any more; what it answers now it may finish."""
+
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,4 +42,4 @@ class Broken:
     reason: str
 
 
-State: TypeAlias = Ready | Starting | Swapping | Broken
+State: TypeAlias = Ready | Starting | Swapping | Closing | Broken

@@ -62,6 +62,8 @@ class OpenedCluster:
     """What came from KV pieces, where the cluster shares; complete once the cluster is gone."""
     names: Mapping[str, str] = field(default_factory=dict)
     """What hosts of the model call themselves, by peer id; those outside the cluster too, whose KV blocks it may get."""
+    leased_at: float = 0.0
+    """Since when its hosts lend, by the requester's clock."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +145,7 @@ async def opened(
     async with leased(
         network, request, offers, on_refusal=lambda line: on_progress(Progress("", "lease", line))
     ) as lease:
+        leased_at = requester.now()
         for stage in lease.stages.stages:
             on_progress(Progress(stage.name, "leased", f"layers {stage.first_layer}-{stage.end_layer - 1}"))
         with tracked(sharing, [held.wish.host for held in lease.leases.held]) as kv:
@@ -162,7 +165,7 @@ async def opened(
                 else None,
             ) as cluster:
                 names = {candidate.peer: candidate.name for candidate in choice.offers.candidates}
-                yield OpenedCluster(cluster, choice.model, request, kv, names)
+                yield OpenedCluster(cluster, choice.model, request, kv, names, leased_at)
                 if sharing is not None and kv is not None:
                     # While the cells are still there: what they computed last is announced by now or never.
                     await sharing.tracker.gather(kv)

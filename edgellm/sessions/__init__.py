@@ -2,6 +2,7 @@
 
 registry  which sessions there are: one directory each, with socket, pid and log (files)
 idle      when a session has been idle for too long (pure)
+cost      what a session costs those who lend to it (pure)
 daemon_order  what a daemon is told (data)
 serving   which cluster answers now, and how many requests each has
 holding   brings clusters up and puts one in another's place

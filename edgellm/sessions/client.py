@@ -182,6 +182,11 @@ def ask_session(
     files = registry.files(name)
     if state.description is None:
         raise failure_of(state.record, f"session {name!r} is gone", files)
+    if state.description.state == "closing":
+        raise SessionError(
+            f"session {name!r} closes: {state.description.detail}",
+            remedy="open another one: edgellm session open --model MODEL",
+        )
     if state.description.state != "ready":
         raise SessionError(f"session {name!r} is still starting", remedy="ask again in a moment")
     with grpc.insecure_channel(f"unix:{files.socket}") as channel:

@@ -29,11 +29,12 @@ from edgellm.paths import default_paths
 from edgellm.requester.choose import Wanted
 from edgellm.requester.open import RequesterOptions, open_requester
 from edgellm.sessions.daemon_order import Order
-from edgellm.sessions.holding import SwapDesk, holding
+from edgellm.sessions.holding import DRAIN_S, SwapDesk, holding
 from edgellm.sessions.own_console import OwnConsole
 from edgellm.sessions.registry import Registry, SessionFiles, SessionRecord, runs, write_record
 from edgellm.sessions.service import SessionService
 from edgellm.sessions.serving import MAX_REQUESTS_AT_ONCE, Serving
+from edgellm.types.quantity import format_duration
 from edgellm.wire import session_pb2_grpc
 
 log = structlog.get_logger(__name__)
@@ -86,16 +87,29 @@ async def hold(
             write_record(files, msgspec.structs.replace(record, state="ready"))
             try:
                 while not serving.expired():
+                    if serving.cost.is_used_up(time.time()):
+                        await _finish(serving)
+                        break
                     if (swap := desk.taken()) is not None:
                         await clusters.swap(swap)
                         write_record(
                             files, msgspec.structs.replace(record, state="ready", model=serving.model)
                         )
                     await trio.sleep(IDLE_CHECK_S)
-                log.info("closing: idle for too long", idle_s=order.idle_s)
+                serving.leave(f"idle for {format_duration(order.idle_s)}")
+                log.info("closing", reason=serving.detail)
             finally:
                 serving.leave()
             nursery.cancel_scope.cancel()
+
+
+async def _finish(serving: Serving) -> None:
+    """Takes no new requests; returns when those that run have ended, or have had their time."""
+    limit = format_duration(serving.cost.limit_s)
+    serving.leave(f"its hosts have lent {limit} together, as much as --max-cost allows")
+    with trio.move_on_after(DRAIN_S):
+        while serving.idleness.running:
+            await trio.sleep(IDLE_CHECK_S)
 
 
 async def run(order: Order, files: SessionFiles) -> int:
@@ -107,7 +121,7 @@ async def run(order: Order, files: SessionFiles) -> int:
         process_started=psutil.Process().create_time(),
     )
     write_record(files, record)
-    serving = Serving(order.model, order.idle_s)
+    serving = Serving(order.model, order.idle_s, order.max_cost_s)
     desk = SwapDesk(serving)
     close_asked = threading.Event()
     service = SessionService(order, serving, desk, close_asked.set)

@@ -32,3 +32,5 @@ class Order(msgspec.Struct, frozen=True):
     """The session closes itself when this process is gone; 0: it belongs to none."""
     owner_started: float = 0.0
     """As `edgellm.sessions.registry.SessionRecord.process_started`."""
+    max_cost_s: float = 0.0
+    """Host-seconds that may be lent to it; 0: no limit."""

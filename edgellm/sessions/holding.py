@@ -151,9 +151,11 @@ class Holding:
         try:
             with unwrapped():
                 async with opened_cluster(self._requester, model, None, wanted, tell) as opened:
-                    held = _Held(Slot(model, opened), trio.Event(), trio.Event())
-                    task_status.started(held)
-                    await held.let_go.wait()
+                    hosts = len({stage.peer for stage in opened.cluster.stages.stages})
+                    with self._serving.lending(hosts, opened.leased_at):
+                        held = _Held(Slot(model, opened), trio.Event(), trio.Event())
+                        task_status.started(held)
+                        await held.let_go.wait()
         except EdgeError as error:
             if held is None or held is self._current:
                 raise

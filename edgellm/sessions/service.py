@@ -28,12 +28,11 @@ class SessionService(session_pb2_grpc.SessionServicer):
     def Describe(
         self, request: session_pb2.DescribeRequest, context: grpc.ServicerContext
     ) -> session_pb2.Description:
-        slot, idleness = self._serving.slot, self._serving.idleness
-        is_ready = slot is not None or self._serving.swapping_to
+        slot, idleness, cost = self._serving.slot, self._serving.idleness, self._serving.cost
         description = session_pb2.Description(
             name=self._order.name,
             model=self._serving.model,
-            state="ready" if is_ready else "starting",
+            state=self._state(),
             detail=self._serving.detail if slot is None or self._serving.swapping_to else "",
             opened_unix_ms=round(self._opened_at * 1000),
             idle_expires_unix_ms=round((idleness.expires_at() or 0) * 1000),
@@ -41,10 +40,13 @@ class SessionService(session_pb2_grpc.SessionServicer):
             endpoint=self.endpoint,
             network=self._order.fabric,
             isolation=self._order.isolation,
+            cost_s=cost.spent(time.time()),
+            max_cost_s=cost.limit_s,
             swapping_to=self._serving.swapping_to,
         )
         if slot is not None:
             opened = slot.opened
+            description.api_socket = str(opened.cluster.api_socket or "")
             plan = opened.cluster.stages
             description.tensor_parallel = plan.tensor_parallel
             description.max_model_len = opened.request.context
@@ -59,6 +61,11 @@ class SessionService(session_pb2_grpc.SessionServicer):
                 for peer, tokens in tuple(opened.kv.tokens.items()):
                     description.kv_holders.add(peer=peer, tokens=tokens, name=opened.names.get(peer, ""))
         return description
+
+    def _state(self) -> str:
+        if self._serving.is_closing:
+            return "closing"
+        return "ready" if self._serving.slot is not None or self._serving.swapping_to else "starting"
 
     def Use(
         self, request: session_pb2.UseRequest, context: grpc.ServicerContext
@@ -76,6 +83,8 @@ class SessionService(session_pb2_grpc.SessionServicer):
                     yield session_pb2.Engine(socket=str(slot.opened.cluster.engine_socket))
                     ended.wait()
                     return
+            if self._serving.is_closing:
+                context.abort(grpc.StatusCode.FAILED_PRECONDITION, f"it closes: {self._serving.detail}")
             if not self._serving.swapping_to:
                 context.abort(grpc.StatusCode.FAILED_PRECONDITION, "the session is still starting")
             if ended.wait(_POLL_S):

@@ -10,8 +10,9 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from edgellm.gateway.state import Broken, Ready, Starting, State, Swapping
+from edgellm.gateway.state import Broken, Closing, Ready, Starting, State, Swapping
 from edgellm.requester.cluster import OpenedCluster
+from edgellm.sessions.cost import Cost
 from edgellm.sessions.idle import Idleness
 
 MAX_REQUESTS_AT_ONCE = 64
@@ -30,9 +31,10 @@ class Slot:
 class Serving:
     """Thread-safe."""
 
-    def __init__(self, model: str, idle_s: float) -> None:
+    def __init__(self, model: str, idle_s: float, max_cost_s: float = 0.0) -> None:
         self._lock = threading.Lock()
         self._idleness = Idleness(idle_s, time.time())
+        self._cost = Cost(max_cost_s)
         self._slot: Slot | None = None
         self._model = model
         self._detail = "just begun"
@@ -74,13 +76,34 @@ class Serving:
         with self._lock:
             self._slot = None
 
-    def leave(self) -> None:
-        """The session ends."""
+    def leave(self, reason: str = "it was asked to") -> None:
+        """The session ends: nothing new begins, what runs may end. Only the first reason counts."""
         with self._lock:
-            self._slot, self._is_closing, self._detail = None, True, "it is closing"
+            if not self._is_closing:
+                self._slot, self._is_closing, self._detail = None, True, reason
+
+    @property
+    def is_closing(self) -> bool:
+        return self._is_closing
+
+    @property
+    def cost(self) -> Cost:
+        return self._cost
+
+    @contextmanager
+    def lending(self, hosts: int, since: float) -> Iterator[None]:
+        """So many hosts lend to the session, since an instant of `time.time`."""
+        with self._lock:
+            self._cost = self._cost.lent(hosts, since, time.time())
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._cost = self._cost.returned(hosts, time.time())
 
     def note(self, detail: str) -> None:
-        self._detail = detail
+        if not self._is_closing:
+            self._detail = detail
 
     @contextmanager
     def swapping(self, model: str) -> Iterator[None]:
@@ -100,7 +123,9 @@ class Serving:
         with self._lock:
             slot, is_closing, swapping_to = self._slot, self._is_closing, self._swapping_to
         if slot is None:
-            if swapping_to and not is_closing:
+            if is_closing:
+                return Closing(self._detail)
+            if swapping_to:
                 return Swapping(f"{swapping_to}: {self._detail}")
             return Starting(self._detail)
         if slot.opened.cluster.api_socket is None:

@@ -55,7 +55,7 @@ class Session:
         (socket,) = self.user.runtime.rglob("api.sock")
         with httpx.Client(transport=httpx.HTTPTransport(uds=str(socket)), timeout=10) as client:
             counts: dict[str, int] = client.get("http://engine/edgellm/requests").raise_for_status().json()
-        return counts
+        return {name: counts[name] for name in IDLE}
 
     def settles(self, timeout_s: float = 3.0) -> dict[str, int]:
         """What the engine has to do once it has nothing to do, or after this time: an endless answer takes longer."""

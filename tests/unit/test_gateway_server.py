@@ -16,7 +16,7 @@ import trio
 from edgellm.gateway import client, server
 from edgellm.gateway.guard import MAX_BODY_BYTES, Rules
 from edgellm.gateway.server import Gateway
-from edgellm.gateway.state import Broken, Ready, Starting, State, Swapping
+from edgellm.gateway.state import Broken, Closing, Ready, Starting, State, Swapping
 
 EVENTS = [b'data: {"n": 1}\n\n', b'data: {"n": 2}\n\n', b"data: [DONE]\n\n"]
 
@@ -288,6 +288,12 @@ async def test_before_the_cluster_is_there_it_says_how_far_it_is() -> None:
         assert "retry-after" in answer.headers
         health = await it.ask("GET", "/health", body=b"")  # type: ignore[arg-type]
         assert (health.status, json.loads(health.body)["state"]) == (503, "starting")
+        it.state = Closing("its hosts have lent 2h together")
+        answer = await it.ask()
+        assert answer.status == 503
+        assert answer.error["message"] == "the session closes: its hosts have lent 2h together"
+        assert "retry-after" not in answer.headers
+        assert json.loads((await it.ask("GET", "/health", body=b"")).body)["state"] == "closing"  # type: ignore[arg-type]
         it.state = Broken("its engine serves no API")
         assert (await it.ask()).status == 501
         assert not it.engine.asked

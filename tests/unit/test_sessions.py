@@ -40,6 +40,7 @@ class Daemon(session_pb2_grpc.SessionServicer, backend_pb2_grpc.BackendServicer)
         self.failure = failure
         self.asked: list[backend_pb2.GenerateRequest] = []
         self.breaks_at_once = False
+        self.closed = threading.Event()
         self.socket = ""
         self.used = threading.Event()
         """Whether a use of the session has ended."""
@@ -66,6 +67,12 @@ class Daemon(session_pb2_grpc.SessionServicer, backend_pb2_grpc.BackendServicer)
         yield session_pb2.Engine(socket=self.socket)
         ended.wait(10)
         self.used.set()
+
+    def Close(
+        self, request: session_pb2.CloseRequest, context: grpc.ServicerContext
+    ) -> session_pb2.CloseReply:
+        self.closed.set()
+        return session_pb2.CloseReply()
 
     def Generate(
         self, request: backend_pb2.GenerateRequest, context: grpc.ServicerContext
@@ -356,6 +363,13 @@ def test_asking_an_open_session_imports_nothing_heavy(to: list[str], registry: R
     answer, modules = done.stdout.splitlines()
     assert answer == "why"
     assert HEAVY.isdisjoint(modules.split())
+
+
+def test_a_session_that_closes_says_why(registry: Registry, capfd: pytest.CaptureFixture[str]) -> None:
+    with daemon(registry, state="closing") as (serving, _):
+        serving.description.detail = "idle for 15m"
+        assert ask("why", "-q") == 1
+    assert capfd.readouterr().err.startswith("error: session 'amber' closes: idle for 15m\n")
 
 
 def test_what_a_killed_daemon_left_is_swept(registry: Registry) -> None:

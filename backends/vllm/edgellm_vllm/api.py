@@ -73,7 +73,7 @@ async def start_api(
     app = build_app(arguments, tasks, llm.model_config)
     await init_app_state(llm, app.state, arguments, tasks)
     add_routes(app, timings, figures)
-    serve_counts(app, llm)
+    serve_counts(app, llm, figures)
     config = uvicorn.Config(
         TimedApp(app, timings),
         uds=str(socket),

@@ -64,6 +64,11 @@ class Figures:
         self._kv_used = Gauge(
             "edgellm_engine_kv_cache_used_ratio", "Part of the KV cache in use", registry=registry
         )
+        self.output_tokens = 0
+        """Since loading."""
+        self._made = Counter(
+            "edgellm_engine_output_tokens", "Tokens of answers, as they were made", registry=registry
+        )
         self._preempted = Counter(
             "edgellm_engine_preemptions", "Requests put back for want of KV cache", registry=registry
         )
@@ -88,6 +93,11 @@ class Figures:
         self._kv_used.set(kv_used)
         if preempted:
             self._preempted.inc(preempted)
+
+    def made(self, tokens: int) -> None:
+        """Tokens of answers, by a step of the engine."""
+        self.output_tokens += tokens
+        self._made.inc(tokens)
 
     def text(self) -> bytes:
         """In Prometheus' text format, version 0.0.4."""
@@ -115,6 +125,8 @@ def stat_logger(figures: Figures) -> Any:
             mm_cache_stats: Any = None,
             engine_idx: int = 0,
         ) -> None:
+            if iteration_stats is not None and iteration_stats.num_generation_tokens:
+                figures.made(iteration_stats.num_generation_tokens)
             if scheduler_stats is not None:
                 figures.scheduled(
                     scheduler_stats.num_running_reqs,

@@ -1,11 +1,13 @@
 """How many requests an engine has, by its own account: what its scheduler runs and lets wait, and what its front end has not
-finished. For whoever wants to know that nothing goes on; the node lets nobody else reach it.
+finished; and what it has made. For whoever wants to know that nothing goes on; the node lets nobody else reach it.
 """
 
 from __future__ import annotations
 
 import asyncio
 from typing import TYPE_CHECKING, Any
+
+from edgellm_vllm.figures import Figures
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -26,13 +28,18 @@ def counting_core() -> None:
     EngineCore.edgellm_request_counts = counts
 
 
-def serve_counts(app: FastAPI, llm: AsyncLLM) -> None:
-    """Adds `ROUTE`: {"running", "waiting", "unfinished"}."""
+def serve_counts(app: FastAPI, llm: AsyncLLM, figures: Figures) -> None:
+    """Adds `ROUTE`: {"running", "waiting", "unfinished", "output_tokens"}."""
 
     async def counts() -> dict[str, Any]:
         async with asyncio.timeout(_TIMEOUT_S):
             running, waiting = await llm.engine_core.call_utility_async("edgellm_request_counts")
         unfinished = llm.output_processor.get_num_unfinished_requests()
-        return {"running": running, "waiting": waiting, "unfinished": unfinished}
+        return {
+            "running": running,
+            "waiting": waiting,
+            "unfinished": unfinished,
+            "output_tokens": figures.output_tokens,
+        }
 
     app.add_api_route(ROUTE, counts, methods=["GET"])
