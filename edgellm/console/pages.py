@@ -251,9 +251,7 @@ class _Desk:
     def _page(self, template: str, status: int = 200, **shown: Any) -> Response:
         own = self.sources.session
         first = (
-            (_Place("/", "Swarm"),)
-            if own is None
-            else (_Place("/", own), _Place("/console/swarm", "Swarm"))
+            (_Place("/", "Swarm"),) if own is None else (_Place("/", own), _Place("/console/swarm", "Swarm"))
         )
         return rendered(
             template, status, places=(*first, _Place("/console/machine", "This machine")), **shown
