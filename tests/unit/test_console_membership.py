@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import trio
+from trio.testing import MockClock
 
 from edgellm.console import membership
 from edgellm.console.attached import attached_sources
@@ -23,8 +24,6 @@ from edgellm.p2p.node import NodeConfig
 from edgellm.paths import Paths
 from edgellm.testing.memory_network import MemoryHub, open_hub
 from tests.unit.test_console_swarm import join
-
-pytestmark = pytest.mark.usefixtures("autojump_clock")
 
 KNOWN = "/ip4/10.0.0.1/tcp/4001/p2p/12D3KooWalice"
 
@@ -77,7 +76,7 @@ async def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterato
         yield it
 
 
-async def test_the_known_swarm_is_joined(world: World) -> None:
+async def test_the_known_swarm_is_joined(world: World, autojump_clock: MockClock) -> None:
     await join(world.hub, "alice")
     async with world.member(KNOWN) as (it, watcher):
         assert await it.place() == Place((KNOWN,), False)
@@ -87,7 +86,7 @@ async def test_the_known_swarm_is_joined(world: World) -> None:
     assert world.founded == []
 
 
-async def test_without_any_it_is_its_own(world: World) -> None:
+async def test_without_any_it_is_its_own(world: World, autojump_clock: MockClock) -> None:
     async with world.member() as (it, watcher):
         place = await it.place()
         assert (await watcher.current()).join == list(place.bootstrap) == list(it.bootstrap())
@@ -99,7 +98,7 @@ async def test_without_any_it_is_its_own(world: World) -> None:
     assert world.joined == []
 
 
-async def test_one_that_cannot_be_joined_is_tried_again(world: World) -> None:
+async def test_one_that_cannot_be_joined_is_tried_again(world: World, autojump_clock: MockClock) -> None:
     world.is_there = False
     async with world.member(KNOWN) as (it, watcher):
         swarm = await watcher.current()
@@ -116,7 +115,9 @@ async def test_one_that_cannot_be_joined_is_tried_again(world: World) -> None:
     assert world.founded == []
 
 
-async def test_who_needs_a_swarm_is_not_held_to_one_that_is_gone(world: World) -> None:
+async def test_who_needs_a_swarm_is_not_held_to_one_that_is_gone(
+    world: World, autojump_clock: MockClock
+) -> None:
     world.is_there = False
     remember([KNOWN], world.paths.state)
     async with world.member() as (it, watcher):
@@ -131,7 +132,9 @@ async def test_who_needs_a_swarm_is_not_held_to_one_that_is_gone(world: World) -
     assert (world.paths.state / "bootstrap").read_text().split() == [KNOWN]
 
 
-async def test_one_that_was_asked_for_is_not_replaced(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_one_that_was_asked_for_is_not_replaced(
+    world: World, monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
+) -> None:
     world.is_there = False
     monkeypatch.setenv("EDGELLM_BOOTSTRAP", KNOWN)
     async with world.member() as (it, _):
@@ -140,7 +143,7 @@ async def test_one_that_was_asked_for_is_not_replaced(world: World, monkeypatch:
     assert world.founded == []
 
 
-async def test_hosts_find_each_other_by_multicast(world: World) -> None:
+async def test_hosts_find_each_other_by_multicast(world: World, autojump_clock: MockClock) -> None:
     world.is_there = False
     async with world.member(mdns=True) as (it, _):
         assert await it.place() == Place((), True)
@@ -152,7 +155,7 @@ def test_an_address_that_is_none(tmp_path: Path) -> None:
         Membership(("nonsense",), Paths(tmp_path, tmp_path, tmp_path), SwarmWatcher(), mdns=False)
 
 
-async def test_the_sources_of_a_sessions_daemon(world: World) -> None:
+async def test_the_sources_of_a_sessions_daemon(world: World, autojump_clock: MockClock) -> None:
     await join(world.hub, "alice")
     place = Place((KNOWN,), False)
     network = world.hub.join()
