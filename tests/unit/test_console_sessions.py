@@ -27,7 +27,7 @@ from edgellm.console.membership import Place
 from edgellm.console.serving import serve_on_unix
 from edgellm.console.sessions import SessionsHere, Swapper
 from edgellm.console.sources import Busy, Conflict, Event, NotKnown, NotThere
-from edgellm.errors import EngineError, SessionError
+from edgellm.errors import EngineError, SessionError, UsageError
 from edgellm.paths import default_paths
 from edgellm.sessions import client
 from edgellm.sessions.client import ProgressLine, list_sessions
@@ -280,6 +280,17 @@ async def test_a_chat_gets_the_model_and_an_id(registry: Registry) -> None:
     assert (answer.status, answer.content_type.split(";")[0]) == (200, "text/event-stream")
     assert said == b"".join(engine.pieces)
     assert engine.asked == [({"messages": [{}], "stream": True, "model": "tiny"}, answer.request_id)]
+
+
+async def test_what_a_chat_may_hold(registry: Registry) -> None:
+    engine = Engine()
+    async with engines(registry, engine) as (it, _):
+        async with it.ask("amber", {"messages": [{"content": "\ud800 ä"}]}) as answer:
+            assert answer.status == 200
+        with pytest.raises(UsageError, match="infinite"):
+            async with it.ask("amber", {"temperature": float("nan")}):
+                pass
+    assert engine.asked[0][0]["messages"] == [{"content": "\ud800 ä"}]
 
 
 async def test_leaving_a_chat_leaves_the_engine_and_the_session(registry: Registry) -> None:
