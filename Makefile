@@ -13,9 +13,10 @@ setup:
 demo: setup
 	$(BIN)/edgellm demo
 
-# IPFS implementations of others, from npm, for the tests.
+# What the tests use besides: a Chromium, and from npm IPFS implementations of others and the official JavaScript clients.
 peers: setup
-	VENV=$(VENV) setup/ipfs_peers.sh
+	setup/system.sh tests
+	VENV=$(VENV) setup/npm_packages.sh
 
 # Everything: units, real libp2p and engines, hosts in network namespaces (these need root). Under 25 minutes on 2 cores.
 test: setup peers

@@ -5,6 +5,7 @@
 * `session`: tokens per second of a session and of a cluster started by hand
 * `large_model`: a model of a size that is worth spreading, made on the spot
 * `first_token`: from the command to the first token, by `edgellm ask` and by hand
+* `cold_ask`: from the command to an open session's engine
 * `idle`: what a host costs while nobody asks
 * `overlay`, `overlay_member`, `overlay_traffic`: cells joined by an overlay, and plain TCP
 * `by_hand`, `by_hand_engine`: Ray and vLLM on machines of a test network as their documentation says, without EdgeLLM

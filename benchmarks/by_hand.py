@@ -1,4 +1,5 @@
-"""The same cluster without EdgeLLM: `ray start` on each machine, then a script with vLLM's engine, over plain Ethernet.
+"""The same cluster without EdgeLLM: `ray start` on each machine, then a script with vLLM's engine, or vLLM's own API server,
+over plain Ethernet.
 
 Engine settings, CPU threads, priority and vLLM's platform plugin (without which vLLM refuses Ray on CPU) are EdgeLLM's own.
 """
@@ -10,16 +11,18 @@ import shutil
 import socket
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks import by_hand_engine
+from benchmarks.chat_load import Address
 from tests.system.machine import Machine
 from tests.system.process import Process
 
 _PORT = 6379
+SERVER_PORT = 8000
 _RAY_TIMEOUT_S = 60.0
 _ENGINE_TIMEOUT_S = 180.0
 _ANSWER_TIMEOUT_S = 120.0
@@ -27,6 +30,7 @@ _ANSWER_TIMEOUT_S = 120.0
 _OBJECT_STORE_BYTES = 100_000_000
 # Enough for the benchmarks' models and contexts, as EdgeLLM's planner has it for each of them.
 _KV_CACHE_BYTES = 128 << 20
+_STEP_TOKENS = 2048
 # As in a cell (`CellSpec.nice`): else whatever runs beside the benchmark would slow down one side only.
 _NICE = ("nice", "-n", "5")
 
@@ -83,26 +87,13 @@ def cluster_by_hand(head: Machine, workers: Sequence[Machine], shape: Shape) -> 
         phases[phase] = time.monotonic() - began
 
     with ExitStack() as stack:
-        for machine in (head, *workers):
-            stack.callback(shutil.rmtree, machine.namespaces.inside(_directory(machine)), ignore_errors=True)
-        _start_ray(stack, head, "--head", f"--port={_PORT}", "--num-gpus=0", "--include-dashboard=false")
-        done("ray head")
-        joining = [
-            _begin_ray(stack, worker, f"--address={head.address}:{_PORT}", "--num-gpus=1")
-            for worker in workers
-        ]
-        for process in joining:
-            process.wait_for("Ray runtime started", _RAY_TIMEOUT_S)
-        done("ray workers")
+        _start_cluster(stack, head, workers, done)
         socket_path = head.runtime / "by-hand.sock"
         stack.callback(socket_path.unlink, missing_ok=True)
         settings = {"engine": _engine_arguments(shape), "socket": str(socket_path)}
-        environment = _environment(head) | {
-            "RAY_ADDRESS": f"{head.address}:{_PORT}",
-            "VLLM_PP_LAYER_PARTITION": ",".join(map(str, shape.layers)),
-        }
         engine = head.start(
-            [*_NICE, sys.executable, by_hand_engine.__file__, json.dumps(settings)], env=environment
+            [*_NICE, sys.executable, by_hand_engine.__file__, json.dumps(settings)],
+            env=_engine_environment(head, shape),
         )
         stack.callback(_end, engine)
         engine.wait_for('"imported"', _ENGINE_TIMEOUT_S, stream="stdout")
@@ -110,6 +101,43 @@ def cluster_by_hand(head: Machine, workers: Sequence[Machine], shape: Shape) -> 
         engine.wait_for('"ready"', _ENGINE_TIMEOUT_S, stream="stdout")
         done("engine")
         yield ClusterByHand(socket_path, began, phases)
+
+
+@contextmanager
+def server_by_hand(
+    head: Machine, workers: Sequence[Machine], shape: Shape, options: Sequence[str]
+) -> Iterator[Address]:
+    """Where `vllm serve` answers over such a cluster, on the head's loopback; everything of it is gone at the end.
+
+    `options` are the server's own. The command itself does not start from the CPU wheel, whose name is not vLLM's; with one API
+    server it runs this module.
+    """
+    with ExitStack() as stack:
+        _start_cluster(stack, head, workers, lambda _: None)
+        words = [*_NICE, sys.executable, "-m", "vllm.entrypoints.launchers.api_server.entry", *options]
+        for name, value in _engine_arguments(shape).items():
+            option = f"--{name.replace('_', '-')}"
+            words.append(option if value is True else f"{option}={value}")
+        words += ["--host=127.0.0.1", f"--port={SERVER_PORT}", "--disable-uvicorn-access-log"]
+        server = head.start(words, env=_engine_environment(head, shape))
+        stack.callback(_end, server)
+        server.wait_for("Application startup complete", _ENGINE_TIMEOUT_S)
+        yield "127.0.0.1", SERVER_PORT
+
+
+def _start_cluster(
+    stack: ExitStack, head: Machine, workers: Sequence[Machine], done: Callable[[str], None]
+) -> None:
+    for machine in (head, *workers):
+        stack.callback(shutil.rmtree, machine.namespaces.inside(_directory(machine)), ignore_errors=True)
+    _start_ray(stack, head, "--head", f"--port={_PORT}", "--num-gpus=0", "--include-dashboard=false")
+    done("ray head")
+    joining = [
+        _begin_ray(stack, worker, f"--address={head.address}:{_PORT}", "--num-gpus=1") for worker in workers
+    ]
+    for process in joining:
+        process.wait_for("Ray runtime started", _RAY_TIMEOUT_S)
+    done("ray workers")
 
 
 def _start_ray(stack: ExitStack, machine: Machine, *options: str) -> None:
@@ -153,6 +181,13 @@ def _environment(machine: Machine) -> dict[str, str]:
     }
 
 
+def _engine_environment(head: Machine, shape: Shape) -> dict[str, str]:
+    return _environment(head) | {
+        "RAY_ADDRESS": f"{head.address}:{_PORT}",
+        "VLLM_PP_LAYER_PARTITION": ",".join(map(str, shape.layers)),
+    }
+
+
 def _engine_arguments(shape: Shape) -> dict[str, object]:
     return {
         "model": str(shape.model),
@@ -160,6 +195,8 @@ def _engine_arguments(shape: Shape) -> dict[str, object]:
         "distributed_executor_backend": "ray",
         "max_model_len": shape.max_model_len,
         "max_num_seqs": shape.max_num_seqs,
+        # As in a session: what a step may hold counts for throughput.
+        "max_num_batched_tokens": _STEP_TOKENS,
         "kv_cache_memory_bytes": _KV_CACHE_BYTES,
         "enforce_eager": True,
         "generation_config": "vllm",

@@ -137,7 +137,7 @@ def main() -> int:
     figures: list[Figure] = []
     with tempfile.TemporaryDirectory(prefix="edgellm-bench-", dir="/var/tmp") as directory, Lan() as lan:
         large = Path(directory) / "large"
-        with _locked(options.lock):
+        with locked(options.lock):
             subprocess.run([sys.executable, "-m", "benchmarks.large_model", str(large)], check=True)
             swarm = Swarm(lan)
             one, other = (
@@ -146,7 +146,7 @@ def main() -> int:
             )
         stage = Stage(swarm, (one, other), large)
         for name in options.parts or PARTS:
-            with _locked(options.lock):
+            with locked(options.lock):
                 began = time.monotonic()
                 found = PARTS[name](stage)
             _note(name, f"measured in {time.monotonic() - began:.0f} s")
@@ -159,7 +159,8 @@ def main() -> int:
 
 
 @contextlib.contextmanager
-def _locked(path: Path | None) -> Iterator[None]:
+def locked(path: Path | None) -> Iterator[None]:
+    """Nobody else who locks that file runs meanwhile."""
     if path is None:
         yield
         return

@@ -8,7 +8,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +25,7 @@ from tests.system.swarm import ASK_TIMEOUT_S, TINY, Swarm
 
 PROMPT = "The with statement is used"
 SEQUENCES = 4
-_NAME = "bench"
+NAME = "bench"
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,16 +97,20 @@ class Side:
     ask: Callable[[], Answer]
     ranks: frozenset[psutil.Process]
 
-    @contextmanager
-    def asleep(self) -> Iterator[None]:
-        """Stops its ranks, which wake often also when nothing is asked (gloo's threads) and would slow down the other side."""
-        for rank in self.ranks:
-            rank.suspend()
-        try:
-            yield
-        finally:
-            for rank in self.ranks:
-                rank.resume()
+    def asleep(self) -> AbstractContextManager[None]:
+        return asleep(self.ranks)
+
+
+@contextmanager
+def asleep(ranks: frozenset[psutil.Process]) -> Iterator[None]:
+    """Stops ranks, which wake often also when nothing is asked (gloo's threads) and would slow down the other side."""
+    for rank in ranks:
+        rank.suspend()
+    try:
+        yield
+    finally:
+        for rank in ranks:
+            rank.resume()
 
 
 def ranks() -> frozenset[psutil.Process]:
@@ -149,21 +153,23 @@ def _ids(answer: Answer) -> list[int]:
 
 
 @contextmanager
-def opened_session(swarm: Swarm, load: Load) -> Iterator[tuple[Registry, Description]]:
+def opened_session(
+    swarm: Swarm, load: Load, sequences: int = SEQUENCES
+) -> Iterator[tuple[Registry, Description]]:
     """A session of the requester over two hosts, closed at the end."""
     carol = swarm.requester
-    options = ("--model", load.model.name, "--name", _NAME, "--pp", "2", "--context", str(load.context))
-    argv = swarm.command("session open", *options, "--sequences", str(SEQUENCES))
+    options = ("--model", load.model.name, "--name", NAME, "--pp", "2", "--context", str(load.context))
+    argv = swarm.command("session open", *options, "--sequences", str(sequences))
     carol.run(argv, timeout_s=ASK_TIMEOUT_S).check()
     try:
         # Its files are where the requester's user has them, seen from outside.
         registry = Registry(carol.runtime / f"edgellm-{os.getuid()}" / "s")
-        description = session_state(registry, _NAME).description
+        description = session_state(registry, NAME).description
         if description is None:
             raise RuntimeError("the session does not answer")
         yield registry, description
     finally:
-        carol.run(["edgellm", "session", "close", _NAME]).check()
+        carol.run(["edgellm", "session", "close", NAME]).check()
 
 
 def _ask(registry: Registry, tokens_wanted: int) -> Answer:
@@ -171,7 +177,7 @@ def _ask(registry: Registry, tokens_wanted: int) -> Answer:
     request = question_to_wire(question, secrets.token_hex(8))
     request.sampling.ignore_eos = True
     tokens: list[Token] = []
-    for event in ask_session(registry, _NAME, request):
+    for event in ask_session(registry, NAME, request):
         now = time.monotonic()
         tokens += [Token(now, token) for token in event.token_ids]
     return tuple(tokens)

@@ -61,10 +61,14 @@ def _print_version(wanted: bool) -> None:
 
 @app.callback()
 def _root(
+    invocation: typer.Context,
     version: bool = typer.Option(
         False, "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
     ),
 ) -> None:
+    # A question to an open session writes none, and begins without what logs need; `ask` sees to them where they are.
+    if invocation.invoked_subcommand == "ask":
+        return
     from edgellm.log import log_to
 
     log_to()

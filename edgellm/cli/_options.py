@@ -117,6 +117,22 @@ Context = Annotated[
         "--context", min=1, help="Tokens that prompt and answer may have together. Default: as needed."
     ),
 ]
+MinTokS = Annotated[
+    float | None,
+    typer.Option(
+        "--min-tok-s", min=0.0, metavar="RATE", help="Refuse if fewer tokens a second than this are expected."
+    ),
+]
+MaxLoad = Annotated[
+    float | None,
+    typer.Option(
+        "--max-load",
+        min=0.0,
+        max=1.0,
+        metavar="SHARE",
+        help="Leave out hosts of whose lent memory more than this share is leased now: 0.5 is half of it.",
+    ),
+]
 Network = Annotated[
     Fabric,
     typer.Option(

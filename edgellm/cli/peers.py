@@ -86,6 +86,7 @@ def report(sighting: Sighting) -> dict[str, object]:
         "free_memory_bytes": advert.free_memory_bytes,
         "free_leases": advert.free_leases,
         "draining": advert.draining,
+        "load": advert.load,
         "fabrics": advert.fabrics,
         "models": [
             {"name": offer.name, "digest": offer.digest, "max_context": offer.max_context}

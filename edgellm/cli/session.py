@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import time
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -30,15 +31,6 @@ def parse_duration(text: str) -> float:
     if found is None:
         raise UsageError(f"{text!r} is no duration", remedy="write for example 90s, 15m or 2h")
     return float(found[1]) * _UNITS_S[found[2] or "s"]
-
-
-def require_key(key: str | None) -> None:
-    """Raises UsageError for a key that no client could say, or that everybody says."""
-    if key is not None and not (key.isascii() and key.isprintable() and key and " " not in key):
-        raise UsageError(
-            "an API key has one or more printable ASCII characters and no blanks",
-            remedy="make one: export EDGELLM_API_KEY=$(openssl rand -hex 16)",
-        )
 
 
 @app.command("open")
@@ -74,12 +66,29 @@ def open_(
     pp: options.PipelineParallel = None,
     peers: options.Peers = None,
     context: options.Context = None,
+    min_tok_s: options.MinTokS = None,
+    max_load: options.MaxLoad = None,
     network: options.Network = options.Fabric.OVERLAY,
     isolation: options.IsolationOption = options.Isolation.BWRAP,
     kv_share: options.KvShare = None,
     kv_scope: options.KvScopeOption = options.KvScope.SESSION,
     bootstrap: options.Bootstrap = None,
     mdns: options.Mdns = False,
+    foreground: Annotated[
+        bool,
+        typer.Option(
+            "--foreground", help="Stay, with a line that says how it is; Ctrl-C closes the session."
+        ),
+    ] = False,
+    max_cost: Annotated[
+        str,
+        typer.Option(
+            "--max-cost",
+            metavar="TIME",
+            help="Close once the hosts have lent so much time together (three hosts for 40 minutes: 2h); what runs then is "
+            "finished. 0: no limit.",
+        ),
+    ] = "0",
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print the name and nothing else.")] = False,
 ) -> None:
     """Bring up a cluster and keep it; prints the session's name.
@@ -89,15 +98,19 @@ def open_(
       edgellm session open --model Qwen/Qwen3-32B
 
       NAME=$(edgellm session open -q --model Qwen/Qwen3-32B --idle 2h); edgellm ask "Hello" --session $NAME
+
+      edgellm session open --model Qwen/Qwen3-32B --port 8000 --foreground --max-cost 2h
     """
+    from edgellm.cli._foreground import ended_like_ctrl_c, stay
     from edgellm.discovery.bootstrap import require_bootstrap
+    from edgellm.gateway.guard import require_key
     from edgellm.paths import default_paths
     from edgellm.sessions.client import session_state, start_session
     from edgellm.sessions.daemon_order import Order
     from edgellm.sessions.registry import Registry
 
     paths = default_paths()
-    idle_s = parse_duration(idle)
+    idle_s, max_cost_s = parse_duration(idle), parse_duration(max_cost)
     require_key(api_key)
     known = require_bootstrap(bootstrap or (), paths.state, mdns=mdns)
     registry = Registry(paths.sessions)
@@ -116,20 +129,32 @@ def open_(
         fabric=network.value,
         context=context,
         sequences=sequences,
+        min_tok_s=min_tok_s,
+        max_load=max_load,
         kv_scope=options.kv_scope(bool(kv_share), kv_scope, network),
         port=port,
         api_key=api_key,
+        max_cost_s=max_cost_s,
     )
-    with BringUpView(errors, quiet=quiet) as view:
-        start_session(registry, order, files, lambda line: view.note(line.who, line.phase, line.detail))
-        elapsed_s = view.elapsed_s
-    if not quiet:
-        say(f"[green]ready[/] in {elapsed_s:.1f} s; closes after {idle} without a request")
-        say(f'ask it: edgellm ask "PROMPT" --session {chosen}')
-        state = session_state(registry, chosen)
-        if state.description is not None:
-            say(f"or by any client of OpenAI's API: {state.description.endpoint}")
-    print(chosen)
+    with ended_like_ctrl_c() if foreground else nullcontext():
+        with BringUpView(errors, quiet=quiet) as view:
+            start_session(registry, order, files, lambda line: view.note(line.who, line.phase, line.detail))
+            elapsed_s = view.elapsed_s
+
+        def tell() -> None:
+            if not quiet:
+                closes = f"; closes after {idle} without a request" if idle_s else ""
+                say(f"[green]ready[/] in {elapsed_s:.1f} s{closes}")
+                say(f'ask it: edgellm ask "PROMPT" --session {chosen}')
+                state = session_state(registry, chosen)
+                if state.description is not None:
+                    say(f"or by any client of OpenAI's API: {state.description.endpoint}")
+            print(chosen, flush=True)
+
+        if foreground:
+            stay(registry, chosen, tell, quiet=quiet)
+        else:
+            tell()
 
 
 @app.command("list")
@@ -216,6 +241,33 @@ def chat(
         talk.run(read)
 
 
+@app.command("swap")
+def swap(
+    name: Annotated[str, typer.Argument(help="The session's name.")],
+    model: options.Model,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing unless it fails.")] = False,
+) -> None:
+    """Put another model behind a session. Its endpoint stays, and no connection is dropped.
+
+    Requests that run are finished by the old cluster. The new one comes up beside it where the hosts have room for both; else
+    new requests wait for it. Requests that still say the old model's name are answered by the new one.
+
+    Examples:
+
+      edgellm session swap amber-1f3c --model Qwen/Qwen3-8B
+    """
+    from edgellm.paths import default_paths
+    from edgellm.sessions.client import swap_session
+    from edgellm.sessions.registry import Registry
+
+    registry = Registry(default_paths().sessions)
+    with BringUpView(errors, quiet=quiet) as view:
+        swap_session(registry, name, model, lambda line: view.note(line.who, line.phase, line.detail))
+        elapsed_s = view.elapsed_s
+    if not quiet:
+        say(f"[green]swapped[/] in {elapsed_s:.1f} s: {escape(name)} answers with {escape(model)}")
+
+
 @app.command("close")
 def close(name: Annotated[str, typer.Argument(help="The session's name.")]) -> None:
     """Close a session; returns when everything of it is gone."""
@@ -237,6 +289,8 @@ def report(state: SessionState) -> dict[str, object]:
             "state": f"failed: {record.failure}" if record and record.failure else "starting",
             "running_requests": 0,
             "closes_in_s": None,
+            "cost_s": None,
+            "max_cost_s": None,
             "endpoint": "",
             "route": "",
         }
@@ -244,9 +298,13 @@ def report(state: SessionState) -> dict[str, object]:
     return {
         "name": description.name,
         "model": description.model,
-        "state": description.state,
+        "state": f"swapping to {description.swapping_to}: {description.detail}"
+        if description.swapping_to
+        else description.state,
         "running_requests": description.running_requests,
         "closes_in_s": max(0.0, expires - time.time()) if expires else None,
+        "cost_s": description.cost_s,
+        "max_cost_s": description.max_cost_s or None,
         "endpoint": description.endpoint,
         "route": " → ".join(
             f"{stage.name} layers {stage.first_layer}-{stage.end_layer - 1}" for stage in description.stages

@@ -51,6 +51,18 @@ class Cluster:
     """Where the engine serves its OpenAI-compatible API over HTTP, if it was asked to and does."""
 
 
+@dataclass(frozen=True, slots=True)
+class Load:
+    """How the engine is to serve."""
+
+    sequences: int
+    """Requests that share its steps, at most."""
+    serves_api: bool = False
+    """Over HTTP as well."""
+    also_named: tuple[str, ...] = ()
+    """Names that requests over HTTP may call the model by, besides its own."""
+
+
 @asynccontextmanager
 async def bring_up(
     network: Network,
@@ -62,15 +74,13 @@ async def bring_up(
     *,
     cluster: str,
     issued_at: float,
-    sequences: int,
+    load: Load,
     on_progress: Callable[[Progress], None],
     kv: KvSharing | None = None,
-    serves_api: bool = False,
 ) -> AsyncIterator[Cluster]:
     """A loaded cluster over `leases`, whose head runs here; gone when the context ends.
 
-    `model_directory` needs to hold config and tokenizer only; `kv` says how the members share their KV cache, if they do;
-    `serves_api`, whether the engine is to serve HTTP as well.
+    `model_directory` needs to hold config and tokenizer only; `kv` says how the members share their KV cache, if they do.
 
     Raises CellError or EngineError when the head fails; the loss of a host comes out of `hold_leases`.
     """
@@ -101,7 +111,7 @@ async def bring_up(
             nursery.start_soon(_watch, member, on_progress)
             async with loss_explained():
                 loaded = await engine.load(
-                    _load_request(plan, stages, sequences, member, serves_api=serves_api),
+                    _load_request(plan, stages, load, member),
                     lambda name, detail: on_progress(Progress("head", name, detail)),
                     timeout_s=BRING_UP_TIMEOUT_S,
                 )
@@ -165,7 +175,7 @@ async def _watch(member: RunningMember, on_progress: Callable[[Progress], None])
 
 
 def _load_request(
-    plan: ClusterPlan, stages: StagePlan, sequences: int, member: RunningMember, *, serves_api: bool
+    plan: ClusterPlan, stages: StagePlan, load: Load, member: RunningMember
 ) -> backend_pb2.LoadRequest:
     return backend_pb2.LoadRequest(
         model_path=member.model_path,
@@ -179,10 +189,11 @@ def _load_request(
         ],
         max_model_len=plan.max_model_len,
         kv_cache_bytes=plan.kv_cache_bytes,
-        max_num_seqs=max(1, sequences),
+        max_num_seqs=max(1, load.sequences),
         served_model_name=stages.request.model,
+        served_model_names=(stages.request.model, *load.also_named),
         share_kv=plan.kv is not None,
-        serve_api=serves_api,
+        serve_api=load.serves_api,
     )
 
 

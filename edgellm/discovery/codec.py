@@ -85,6 +85,7 @@ def _to_wire(advert: HostAdvert) -> wire_pb2.HostAdvert:
         fabrics=advert.fabrics,
         free_leases=advert.free_leases,
         draining=advert.draining,
+        lent_memory_bytes=advert.lent_memory_bytes,
     )
 
 
@@ -128,6 +129,7 @@ def _from_wire(message: wire_pb2.HostAdvert) -> HostAdvert:
         fabrics=tuple(_text(fabric) for fabric in message.fabrics),
         free_leases=message.free_leases,
         draining=message.draining,
+        lent_memory_bytes=message.lent_memory_bytes,
     )
 
 

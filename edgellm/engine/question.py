@@ -17,10 +17,18 @@ def question_to_wire(question: Question, request_id: str) -> backend_pb2.Generat
             seed=sampling.seed,
             stop=sampling.stop,
             ignore_eos=sampling.ignore_eos,
+            top_k=sampling.top_k,
+            min_p=sampling.min_p,
+            presence_penalty=sampling.presence_penalty,
+            frequency_penalty=sampling.frequency_penalty,
+            repetition_penalty=sampling.repetition_penalty,
+            stop_token_ids=sampling.stop_token_ids,
         ),
     )
     if question.text is not None:
         request.text = question.text
+    elif question.token_ids:
+        request.tokens.CopyFrom(backend_pb2.Tokens(ids=question.token_ids))
     else:
         request.chat.CopyFrom(
             backend_pb2.Chat(

@@ -7,11 +7,14 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from edgellm.errors import UsageError
+
 MAX_BODY_BYTES = 32 << 20
 """Pictures and documents travel inside of questions."""
 
 ROUTES: Mapping[str, frozenset[str]] = {
     "/health": frozenset({"GET", "HEAD"}),
+    "/metrics": frozenset({"GET"}),
     "/v1/models": frozenset({"GET"}),
     "/v1/chat/completions": frozenset({"POST"}),
     "/v1/completions": frozenset({"POST"}),
@@ -22,6 +25,9 @@ ROUTES: Mapping[str, frozenset[str]] = {
     "/detokenize": frozenset({"POST"}),
 }
 """All there is. The engine serves more, some of which stops or changes it."""
+
+_CONSOLE = ("/api/v1/", "/console/")
+_CONSOLE_PAGES = frozenset(("/", "/login"))
 
 _ONCE = frozenset(("host", "origin", "authorization", "x-api-key", "content-length", "transfer-encoding"))
 
@@ -69,6 +75,16 @@ class Refusal:
             ).encode()
         error = {"message": self.message, "type": self.kind, "param": None, "code": self.status}
         return json.dumps({"error": error}).encode()
+
+
+def is_for_console(head: Head) -> bool:
+    """Whether the console answers, which has rules of its own for who may ask."""
+    return head.path in _CONSOLE_PAGES or head.path.startswith(_CONSOLE)
+
+
+def refused_of_console(head: Head) -> Refusal | None:
+    """What cannot even be passed on to it."""
+    return _ambiguous(head) or _wrong_size(head)
 
 
 def refused(head: Head, rules: Rules) -> Refusal | None:
@@ -144,3 +160,12 @@ def _wrong_size(head: Head) -> Refusal | None:
 
 def too_large() -> Refusal:
     return Refusal(413, "invalid_request_error", f"a request has at most {MAX_BODY_BYTES >> 20} MiB")
+
+
+def require_key(key: str | None) -> None:
+    """Raises UsageError for a key that no client could say, or that everybody says."""
+    if key is not None and not (key.isascii() and key.isprintable() and key and " " not in key):
+        raise UsageError(
+            "an API key has one or more printable ASCII characters and no blanks",
+            remedy="make one: export EDGELLM_API_KEY=$(openssl rand -hex 16)",
+        )

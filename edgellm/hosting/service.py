@@ -107,6 +107,7 @@ def make_advert(
         fabrics=book.fabrics,
         free_leases=book.free_leases,
         draining=book.draining,
+        lent_memory_bytes=sum(device.memory_bytes for device in book.devices),
     )
 
 

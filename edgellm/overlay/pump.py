@@ -7,16 +7,15 @@ here one wake-up is `epoll_wait`, `recv`, one cipher call and `send`. As trio ta
 from __future__ import annotations
 
 import errno
-import os
 import select
 import socket
-from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 import trio
 
+from edgellm.epoll_thread import EpollThread, running
 from edgellm.overlay.records import (
     HEADER_BYTES,
     MAX_PLAINTEXT_BYTES,
@@ -37,8 +36,6 @@ _LOW_WATER_BYTES = 128 << 10
 _GONE = (errno.ENOTCONN, errno.EBADF)
 _IN, _OUT = select.EPOLLIN, select.EPOLLOUT
 
-Handler = Callable[[int], None]
-
 
 @dataclass
 class Traffic:
@@ -49,17 +46,11 @@ class Traffic:
     connections: int = 0
 
 
-class Pumps:
+class Pumps(EpollThread):
     """Made by `open_pumps`. The sockets of its connections belong to the thread, which takes orders."""
 
-    def __init__(self, token: trio.lowlevel.TrioToken) -> None:
-        self._token = token
-        self._epoll = select.epoll()
-        self._handlers: dict[int, Handler] = {}
-        self._orders: deque[Callable[[], None]] = deque()
-        self._ordered = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self._stopped = False
-        self.change(self._ordered, 0, _IN, self._obey)
+    def __init__(self) -> None:
+        super().__init__()
         # What lies here does so only between a read and its encryption: one buffer serves all connections.
         self.plaintext = memoryview(bytearray(MAX_PLAINTEXT_BYTES))
 
@@ -70,75 +61,23 @@ class Pumps:
         `keys.forward` is for what this side sends. Nothing else may use the sockets meanwhile.
         """
         done = trio.Event()
-        joint = _Joint(self, cell, link, keys, traffic, lambda: self._token.run_sync_soon(done.set))
-        self._order(joint.settle)
+        joint = _Joint(self, cell, link, keys, traffic, lambda: self.tell(done.set))
+        self.order(joint.settle)
         try:
             await done.wait()
         except trio.Cancelled:
-            self._order(joint.cut)
+            self.order(joint.cut)
             with trio.CancelScope(shield=True):
                 await done.wait()
             raise
         return joint.in_order
 
-    def change(self, fd: int, before: int, after: int, handler: Handler) -> None:
-        """Watch `fd` for the events `after`; 0 is for not at all."""
-        if not before:
-            self._epoll.register(fd, after)
-            self._handlers[fd] = handler
-        elif after:
-            self._epoll.modify(fd, after)
-        else:
-            self._epoll.unregister(fd)
-            del self._handlers[fd]
-
-    async def serve(self) -> None:
-        """Runs the thread until `stop`."""
-        with trio.CancelScope(shield=True):
-            await trio.to_thread.run_sync(self._handle_events)
-
-    def stop(self) -> None:
-        self._order(self._end_thread)
-
-    def close(self) -> None:
-        self._epoll.close()
-        os.close(self._ordered)
-
-    def _handle_events(self) -> None:
-        """The thread: each event is handled by one read or write, so that every connection gets its turn."""
-        poll, handler_of = self._epoll.poll, self._handlers.get
-        while not self._stopped:
-            for fd, events in poll():
-                # None: an earlier event of this round has ended that connection.
-                if (handle := handler_of(fd)) is not None:
-                    handle(events)
-
-    def _order(self, order: Callable[[], None]) -> None:
-        self._orders.append(order)
-        os.eventfd_write(self._ordered, 1)
-
-    def _obey(self, events: int) -> None:
-        os.eventfd_read(self._ordered)
-        while self._orders:
-            self._orders.popleft()()
-
-    def _end_thread(self) -> None:
-        self._stopped = True
-
 
 @asynccontextmanager
 async def open_pumps() -> AsyncIterator[Pumps]:
     """A running thread for the connections of one carrier. All of them must have ended before the context does."""
-    pumps = Pumps(trio.lowlevel.current_trio_token())
-    try:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(pumps.serve)
-            try:
-                yield pumps
-            finally:
-                pumps.stop()
-    finally:
-        pumps.close()
+    async with running(Pumps()) as pumps:
+        yield pumps
 
 
 class _Joint:

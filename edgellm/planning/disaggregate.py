@@ -96,7 +96,8 @@ def _readable(candidates: Sequence[Candidate]) -> Iterator[list[Candidate]]:
 def _pairs(request: PlanRequest, group: Sequence[Candidate]) -> Iterator[tuple[Cast, Cast]]:
     """Each cluster once with the first choice of hosts, and the other with what is left."""
     whole = request.workload
-    prefill = replace(request, workload=replace(whole, answer_tokens=1))
+    # It decodes one token, so its speed at that is no matter.
+    prefill = replace(request, workload=replace(whole, answer_tokens=1), min_tok_s=0.0)
     decode = replace(request, workload=replace(whole, prompt_tokens=min(REST_TOKENS, whole.prompt_tokens)))
     for first, second in ((prefill, decode), (decode, prefill)):
         for one, other in _disjoint(first, second, group):

@@ -14,7 +14,7 @@ _NAMED = 6
 
 
 def eligible(request: PlanRequest, candidates: Sequence[Candidate]) -> list[Candidate]:
-    """The candidates that are among the asked peers, hold the asked files and offer the fabric, by peer id.
+    """The candidates that are among the asked peers, hold the asked files, offer the fabric and are not too busy, by peer id.
 
     Raises PlanError when none is left, naming the first thing that none of them satisfies.
     """
@@ -46,7 +46,15 @@ def eligible(request: PlanRequest, candidates: Sequence[Candidate]) -> list[Cand
             f"every device of the hosts of {request.model} is lent ({names(on_fabric)})",
             remedy="try again later, or add a host",
         )
-    return with_devices
+    idle_enough = [candidate for candidate in with_devices if candidate.load <= request.max_load]
+    if not idle_enough:
+        loads = ", ".join(f"{who(c)}: {c.load:.0%}" for c in with_devices[:_NAMED])
+        raise PlanError(
+            f"every host of {request.model} is busier than --max-load {request.max_load:g} allows "
+            f"({loads}{_rest(with_devices)})",
+            remedy="allow more, try again later, or add a host",
+        )
+    return idle_enough
 
 
 def by_engine(candidates: Sequence[Candidate]) -> list[tuple[Engine, list[Candidate]]]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from edgellm.planning.eligible import by_engine, eligible
 from edgellm.planning.fit import Footprint
 from edgellm.planning.layers import lacking_bytes, largest_seats, pipeline_order, split_layers
 from edgellm.planning.predict import decode_read_bytes, fixed_step_s, kv_read_bytes, predict, prefill_flop
-from edgellm.planning.refusal import check_counts, check_request, no_fit
+from edgellm.planning.refusal import check_counts, check_request, no_fit, too_slow
 from edgellm.planning.seats import Seat
 from edgellm.planning.shapes import shapes
 from edgellm.types.advert import Engine
@@ -40,8 +40,19 @@ def make_plan(request: PlanRequest, candidates: Sequence[Candidate]) -> StagePla
 
     All stages share one engine and one tensor-parallel degree; a host serves one stage, with exactly that many of its
     devices. What the request fixes (`tensor_parallel`, `pipeline_parallel`, `peers`) is kept. The order of
-    `candidates` does not matter. Raises PlanError, which says what is missing, when there is no plan.
+    `candidates` does not matter. Where that plan decodes more slowly than the request allows, it is the one with the most
+    decode tok/s. Raises PlanError, which says what is missing, when there is no plan.
     """
+    soonest = _soonest(request, candidates)
+    if soonest.prediction.decode_tok_s >= request.min_tok_s:
+        return soonest
+    fastest = _soonest(replace(request, workload=Workload()), candidates)
+    if fastest.prediction.decode_tok_s < request.min_tok_s:
+        raise too_slow(fastest)
+    return replace(fastest, request=request)
+
+
+def _soonest(request: PlanRequest, candidates: Sequence[Candidate]) -> StagePlan:
     check_request(request)
     groups = by_engine(eligible(request, candidates))
     check_counts(request, groups)

@@ -12,7 +12,7 @@ from edgellm.planning.layers import lacking_bytes, largest_seats, pack_layers
 from edgellm.planning.seats import Seat
 from edgellm.planning.shapes import shapes, splits_heads
 from edgellm.types.advert import Engine
-from edgellm.types.plan import Candidate, PlanRequest
+from edgellm.types.plan import Candidate, PlanRequest, StagePlan
 from edgellm.types.quantity import format_bytes
 
 
@@ -76,6 +76,17 @@ def no_fit(request: PlanRequest, groups: Sequence[tuple[Engine, Sequence[Candida
     shortages = [shortage for engine, group in groups for shortage in _shortages(request, engine, group)]
     least = min(shortages, key=lambda s: (s.missing_bytes, len(s.seats), s.need.tensor_parallel))
     return _too_big(request, least, len(everyone))
+
+
+def too_slow(plan: StagePlan) -> PlanError:
+    """The error for a request whose fastest plan is this one, and slower than it allows."""
+    request = plan.request
+    hosts = " + ".join(stage.name or stage.peer[:16] for stage in plan.stages)
+    return PlanError(
+        f"{request.model} would be too slow: the fastest plan, on {hosts}, is expected to decode "
+        f"{plan.prediction.decode_tok_s:.1f} tok/s; at least {request.min_tok_s:g} is asked for",
+        remedy="lower --min-tok-s, add faster or nearer hosts, or take a smaller model",
+    )
 
 
 @dataclass(frozen=True, slots=True)

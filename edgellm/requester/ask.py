@@ -12,7 +12,7 @@ from edgellm.cluster.head import Progress, loss_explained
 from edgellm.errors import EdgeError, PlanError, unwrapped
 from edgellm.leasing.hold import LeasesRefused
 from edgellm.planning.disaggregate import Disaggregation, plan_disaggregated
-from edgellm.requester.choose import Wanted, require_prompt
+from edgellm.requester.choose import Wanted
 from edgellm.requester.cluster import (
     Choice,
     OnProgress,
@@ -25,7 +25,7 @@ from edgellm.requester.cluster import (
 )
 from edgellm.requester.disaggregate import ask_two
 from edgellm.requester.timeline import Span
-from edgellm.types.request import Piece, Question
+from edgellm.types.request import Piece, Question, require_prompt
 
 FREED_S = 3.0
 """Until hosts that were leased for two clusters, of which one did not come about, can be leased again."""
@@ -65,7 +65,7 @@ async def ask(requester: Requester, model: str, question: Question, wanted: Want
                 watcher.progress(Progress("", "plan", f"one cluster prefills and decodes: {error}"))
                 choice = _without_refusers(choice, error)
                 await trio.sleep(FREED_S)
-        async with opened(requester, choice, wanted.sequences, watcher.progress) as cluster:
+        async with opened(requester, choice, wanted, watcher.progress) as cluster:
             watcher.ready(cluster)
             async with loss_explained():
                 await answer(cluster, question, learning(requester.kv, cluster, watcher.piece))

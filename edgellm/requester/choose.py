@@ -32,21 +32,16 @@ class Wanted:
     sequences: int = 1
     serves_api: bool = False
     """Whether the engine is to serve its API over HTTP."""
+    also_named: tuple[str, ...] = ()
+    """Other names that requests over HTTP may call the model by."""
+    at_once: int = 0
+    """Requests that share the engine's steps, where they are more than `sequences`: short ones fit into its KV cache."""
     disaggregate: Disaggregate = "never"
     """Whether other hosts compute the prompt than those that answer: where that is expected to pay, or whenever it can be."""
-
-
-def require_prompt(question: Question) -> None:
-    """Raises UsageError for a question without words."""
-    texts = (
-        [question.text]
-        if question.text is not None
-        else [message.content for message in question.messages if message.role == "user"]
-    )
-    if not any(text and text.strip() for text in texts):
-        raise UsageError(
-            "the prompt is empty", remedy='say something: edgellm ask "PROMPT" --model MODEL, or pipe it in'
-        )
+    min_tok_s: float | None = None
+    """Refuse rather than answer at less than this many tokens a second, by prediction."""
+    max_load: float | None = None
+    """Leave out hosts of whose lent memory more than this share, 0 to 1, is leased now."""
 
 
 def plan_request(
@@ -86,6 +81,8 @@ def plan_request(
         pipeline_parallel=wanted.pipeline_parallel,
         peers=wanted.peers,
         fabric=wanted.fabric,
+        min_tok_s=wanted.min_tok_s or 0.0,
+        max_load=1.0 if wanted.max_load is None else wanted.max_load,
         workload=Workload(prompt_tokens or 0, max(1, min(max_tokens, context - (prompt_tokens or 0)))),
     )
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import structlog
 import trio
 
-from edgellm.cluster.head import Cluster, Progress, bring_up
+from edgellm.cluster.head import Cluster, Load, Progress, bring_up
 from edgellm.cluster.member import Machine
 from edgellm.cluster.switchboard import Switchboard
 from edgellm.discovery.collect import SequenceBook
@@ -62,6 +62,8 @@ class OpenedCluster:
     """What came from KV pieces, where the cluster shares; complete once the cluster is gone."""
     names: Mapping[str, str] = field(default_factory=dict)
     """What hosts of the model call themselves, by peer id; those outside the cluster too, whose KV blocks it may get."""
+    leased_at: float = 0.0
+    """Since when its hosts lend, by the requester's clock."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,9 +123,7 @@ async def opened_cluster(
 ) -> AsyncIterator[OpenedCluster]:
     """A loaded cluster for `model`, sized for `question` where there is one; gone when the context ends."""
     choice = await choose(requester, model, question, wanted, on_progress)
-    async with opened(
-        requester, choice, wanted.sequences, on_progress, serves_api=wanted.serves_api
-    ) as cluster:
+    async with opened(requester, choice, wanted, on_progress) as cluster:
         yield cluster
 
 
@@ -131,11 +131,10 @@ async def opened_cluster(
 async def opened(
     requester: Requester,
     choice: Choice,
-    sequences: int,
+    wanted: Wanted,
     on_progress: OnProgress,
     *,
     among: Sequence[Candidate] | None = None,
-    serves_api: bool = False,
 ) -> AsyncIterator[OpenedCluster]:
     """A loaded cluster of what was chosen, over some of the hosts `among` (default: all); gone when the context ends."""
     network, offers, request = requester.network, choice.offers, choice.request
@@ -146,6 +145,7 @@ async def opened(
     async with leased(
         network, request, offers, on_refusal=lambda line: on_progress(Progress("", "lease", line))
     ) as lease:
+        leased_at = requester.now()
         for stage in lease.stages.stages:
             on_progress(Progress(stage.name, "leased", f"layers {stage.first_layer}-{stage.end_layer - 1}"))
         with tracked(sharing, [held.wish.host for held in lease.leases.held]) as kv:
@@ -158,15 +158,14 @@ async def opened(
                 choice.model.directory,
                 cluster=lease.cluster,
                 issued_at=requester.now(),
-                sequences=sequences,
+                load=Load(max(wanted.sequences, wanted.at_once), wanted.serves_api, wanted.also_named),
                 on_progress=on_progress,
                 kv=sharing.sharing(network, offers.digest, lease.stages.prediction.prefill_tok_s)
                 if sharing
                 else None,
-                serves_api=serves_api,
             ) as cluster:
                 names = {candidate.peer: candidate.name for candidate in choice.offers.candidates}
-                yield OpenedCluster(cluster, choice.model, request, kv, names)
+                yield OpenedCluster(cluster, choice.model, request, kv, names, leased_at)
                 if sharing is not None and kv is not None:
                     # While the cells are still there: what they computed last is announced by now or never.
                     await sharing.tracker.gather(kv)
@@ -247,6 +246,8 @@ def count_prompt(directory: Path, question: Question) -> int | None:
     """Tokens of the question's texts, or None where that cannot be told here."""
     if question.text is not None:
         return count_tokens(directory, question.text)
+    if question.token_ids:
+        return len(question.token_ids)
     counts = [count_tokens(directory, message.content) for message in question.messages]
     return None if None in counts else sum(count for count in counts if count is not None)
 

@@ -18,6 +18,7 @@ import trio
 from edgellm.cluster.head import Progress, loss_explained
 from edgellm.errors import EdgeError, EngineError, unwrapped
 from edgellm.planning.disaggregate import Cast, Disaggregation
+from edgellm.requester.choose import Wanted
 from edgellm.requester.cluster import Choice, OnProgress, OpenedCluster, Requester, answer, learning, opened
 from edgellm.requester.timeline import Span, Step, Timeline
 from edgellm.types.request import Piece, Question
@@ -173,7 +174,7 @@ class _AnswerSteps:
 def _opened(asked: _Asked, cast: Cast, work: str) -> AbstractAsyncContextManager[OpenedCluster]:
     choice = replace(asked.choice, request=cast.plan.request)
     on_progress = _of(work, asked.told.progress)
-    return opened(asked.requester, choice, 1, on_progress, among=cast.candidates)
+    return opened(asked.requester, choice, Wanted(), on_progress, among=cast.candidates)
 
 
 def _hosts(cluster: OpenedCluster) -> tuple[str, ...]:

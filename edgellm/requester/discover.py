@@ -63,6 +63,7 @@ def _candidate(sighting: Sighting, digest: str) -> Candidate:
         devices=free_devices(advert),
         fabrics=advert.fabrics,
         round_trip_s=sighting.round_trip_s,
+        load=advert.load,
     )
 
 

@@ -2,8 +2,14 @@
 
 registry  which sessions there are: one directory each, with socket, pid and log (files)
 idle      when a session has been idle for too long (pure)
+cost      what a session costs those who lend to it (pure)
 daemon_order  what a daemon is told (data)
-daemon    `python -m edgellm.sessions.daemon`: holds the cluster and serves `proto/session.proto`
+serving   which cluster answers now, and how many requests each has
+holding   brings clusters up and puts one in another's place
+service   `proto/session.proto`
+own_console  the console at the session's own endpoint
+daemon    `python -m edgellm.sessions.daemon`: one process that does all of this, and the endpoint (`edgellm.gateway`)
+reuse     which open session may answer a question that named none (pure)
 conversation  what was said in a chat, and commands in it (pure)
 client    the CLI's side: start a daemon, follow its bring-up, ask it, close it
 """

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import grpc
 import msgspec
-import psutil
 
+from edgellm import errors
 from edgellm.errors import EdgeError, EngineError, SessionError, UsageError
 from edgellm.sessions.daemon_order import Order
-from edgellm.sessions.registry import Registry, SessionFiles, SessionRecord, read_record
+from edgellm.sessions.registry import Registry, SessionFiles, SessionRecord, read_record, runs
 from edgellm.wire import backend_pb2, backend_pb2_grpc, session_pb2, session_pb2_grpc
 
 CALL_TIMEOUT_S = 5.0
@@ -40,15 +41,20 @@ class SessionState:
 
 
 def start_session(
-    registry: Registry, order: Order, files: SessionFiles, on_progress: Callable[[ProgressLine], None]
+    registry: Registry,
+    order: Order,
+    files: SessionFiles,
+    on_progress: Callable[[ProgressLine], object],
+    give_up: threading.Event | None = None,
 ) -> None:
     """Starts the daemon of a session and follows it until it is ready.
 
-    Raises the error that the daemon met, after which nothing of the session is left. If interrupted, the session is closed.
+    Raises the error that the daemon met, after which nothing of the session is left. If interrupted, or SessionError when
+    `give_up` is set meanwhile, the session is closed.
     """
     daemon = launch_session(registry, order, files)
     try:
-        _follow(daemon, files, on_progress)
+        _follow(daemon, files, on_progress, give_up or threading.Event())
     except BaseException:
         daemon.terminate()
         try:
@@ -90,7 +96,10 @@ def launch_session(registry: Registry, order: Order, files: SessionFiles) -> sub
 
 
 def _follow(
-    daemon: subprocess.Popen[bytes], files: SessionFiles, on_progress: Callable[[ProgressLine], None]
+    daemon: subprocess.Popen[bytes],
+    files: SessionFiles,
+    on_progress: Callable[[ProgressLine], object],
+    give_up: threading.Event,
 ) -> None:
     told = 0
     while True:
@@ -107,20 +116,24 @@ def _follow(
             return
         if code is not None:
             raise failure_of(record, f"the session's daemon ended with status {code}", files)
-        time.sleep(POLL_S)
+        if give_up.wait(POLL_S):
+            raise SessionError("the session was given up while it started")
 
 
 def failure_of(record: SessionRecord | None, otherwise: str, files: SessionFiles) -> EdgeError:
     """The error that a session's daemon left behind, as an error here."""
     if record is not None and record.failure:
-        error = EdgeError(record.failure, remedy=record.remedy)
+        kind = getattr(errors, record.kind, EdgeError)
+        if not (isinstance(kind, type) and issubclass(kind, EdgeError)):
+            kind = EdgeError
+        error: EdgeError = kind(record.failure, remedy=record.remedy)
         error.exit_code = record.exit_code
         return error
     last = files.log.read_text(errors="replace").strip().splitlines()[-1:] if files.log.exists() else []
     return SessionError(otherwise + (f": {last[0][:300]}" if last else ""), remedy="run `edgellm doctor`")
 
 
-def session_state(registry: Registry, name: str) -> SessionState:
+def session_state(registry: Registry, name: str, *, timeout_s: float = CALL_TIMEOUT_S) -> SessionState:
     """How a session is. Raises SessionError when there is none of that name."""
     files = registry.files(name)
     record = read_record(files)
@@ -128,17 +141,20 @@ def session_state(registry: Registry, name: str) -> SessionState:
     with grpc.insecure_channel(f"unix:{files.socket}") as channel:
         stub = session_pb2_grpc.SessionStub(channel)  # type: ignore[no-untyped-call] # generated
         try:
-            description = stub.Describe(session_pb2.DescribeRequest(), timeout=CALL_TIMEOUT_S)
+            description = stub.Describe(session_pb2.DescribeRequest(), timeout=timeout_s)
         except grpc.RpcError:
             description = None
     return SessionState(name, record, description)
 
 
-def list_sessions(registry: Registry) -> tuple[SessionState, ...]:
-    """All sessions of this user. What a daemon that was killed left behind is swept away on the way."""
+def list_sessions(registry: Registry, *, timeout_s: float = CALL_TIMEOUT_S) -> tuple[SessionState, ...]:
+    """All sessions of this user. What a daemon that was killed left behind is swept away on the way.
+
+    `timeout_s`: how long each of them has to say how it is.
+    """
     states = []
     for name in registry.names():
-        state = session_state(registry, name)
+        state = session_state(registry, name, timeout_s=timeout_s)
         if (
             state.description is None
             and not _alive(state.record)
@@ -152,16 +168,25 @@ def list_sessions(registry: Registry) -> tuple[SessionState, ...]:
 
 
 def ask_session(
-    registry: Registry, name: str, request: backend_pb2.GenerateRequest
+    registry: Registry,
+    name: str,
+    request: backend_pb2.GenerateRequest,
+    *,
+    state: SessionState | None = None,
 ) -> Iterator[backend_pb2.GenerateEvent]:
-    """The answer of an open session, piece by piece; closing the iterator frees its slot.
+    """The answer of an open session, piece by piece; closing the iterator frees its slot. `state`: its own, just asked for.
 
     Raises SessionError when the session is not there, not ready or broken, UsageError and EngineError as the engine does.
     """
-    state = session_state(registry, name)
+    state = state or session_state(registry, name)
     files = registry.files(name)
     if state.description is None:
         raise failure_of(state.record, f"session {name!r} is gone", files)
+    if state.description.state == "closing":
+        raise SessionError(
+            f"session {name!r} closes: {state.description.detail}",
+            remedy="open another one: edgellm session open --model MODEL",
+        )
     if state.description.state != "ready":
         raise SessionError(f"session {name!r} is still starting", remedy="ask again in a moment")
     with grpc.insecure_channel(f"unix:{files.socket}") as channel:
@@ -176,7 +201,7 @@ def ask_session(
                 finally:
                     call.cancel()
         except grpc.RpcError as error:
-            raise _translated(error, name, files) from error
+            raise request_error(error, name, files) from error
         finally:
             use.cancel()
 
@@ -191,17 +216,47 @@ def close_session(registry: Registry, name: str) -> None:
             stub.Close(session_pb2.CloseRequest(), timeout=CALL_TIMEOUT_S)
         except grpc.RpcError:
             if _alive(record):
+                import psutil
+
                 assert record is not None
                 psutil.Process(record.pid).terminate()
     deadline = time.monotonic() + CLOSE_TIMEOUT_S
     while _alive(record):
         if time.monotonic() > deadline:
+            import psutil
+
             assert record is not None
             # Its cells die with it: each is bound to its process by the kernel.
             psutil.Process(record.pid).kill()
             break
         time.sleep(POLL_S)
     registry.remove(name)
+
+
+def swap_session(
+    registry: Registry, name: str, model: str, on_progress: Callable[[ProgressLine], None]
+) -> None:
+    """Puts `model` behind a session; returns when it answers. The endpoint stays, and requests that run are finished.
+
+    Raises SessionError when the session is not there or starting, and what the swap met; then the session answers as before.
+    """
+    files = registry.files(name)
+    with grpc.insecure_channel(f"unix:{files.socket}") as channel:
+        stub = session_pb2_grpc.SessionStub(channel)  # type: ignore[no-untyped-call] # generated
+        try:
+            for event in stub.Swap(session_pb2.SwapRequest(model=model)):
+                if event.failure:
+                    error = EdgeError(event.failure, remedy=event.remedy)
+                    error.exit_code = event.exit_code
+                    raise error
+                on_progress(ProgressLine(time.time(), event.who, event.phase, event.detail))
+        except grpc.RpcError as error:
+            if isinstance(error, grpc.Call) and error.code() == grpc.StatusCode.FAILED_PRECONDITION:
+                raise SessionError(
+                    f"session {name!r} cannot be swapped now: {error.details()}",
+                    remedy="try it again in a moment",
+                ) from error
+            raise request_error(error, name, files) from error
 
 
 def _just_begun(files: SessionFiles, record: SessionRecord | None) -> bool:
@@ -213,16 +268,11 @@ def _just_begun(files: SessionFiles, record: SessionRecord | None) -> bool:
 
 
 def _alive(record: SessionRecord | None) -> bool:
-    if record is None:
-        return False
-    try:
-        process = psutil.Process(record.pid)
-        return process.create_time() == record.process_started and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
+    return record is not None and runs(record.pid, record.process_started)
 
 
-def _translated(error: grpc.RpcError, name: str, files: SessionFiles) -> EdgeError:
+def request_error(error: grpc.RpcError, name: str, files: SessionFiles) -> EdgeError:
+    """What gRPC says of a question to a session, as an error of ours."""
     code = error.code() if isinstance(error, grpc.Call) else None
     details = (error.details() if isinstance(error, grpc.Call) else None) or "it said nothing"
     line = details.strip().splitlines()[0][:500]
@@ -232,4 +282,18 @@ def _translated(error: grpc.RpcError, name: str, files: SessionFiles) -> EdgeErr
         # The daemon writes why before it goes.
         time.sleep(1.0)
         return failure_of(read_record(files), f"session {name!r} broke during the answer", files)
+    if code == grpc.StatusCode.RESOURCE_EXHAUSTED and "larger than max" in line:
+        return UsageError("the prompt is too long to be sent", remedy="shorten it")
+    if code == grpc.StatusCode.RESOURCE_EXHAUSTED:
+        return SessionError(f"session {name!r} is busy: {line}", remedy="ask again when some are answered")
+    if code == grpc.StatusCode.FAILED_PRECONDITION:
+        return SessionError(
+            f"session {name!r} does not take questions: {line}", remedy="ask again in a moment"
+        )
+    if code == grpc.StatusCode.CANCELLED:
+        return SessionError(f"the answer of session {name!r} was given up")
+    if code == grpc.StatusCode.DEADLINE_EXCEEDED:
+        return EngineError(
+            f"session {name!r} did not answer in time", remedy="allow more time, or ask for less"
+        )
     return EngineError(f"session {name!r} failed: {line}")

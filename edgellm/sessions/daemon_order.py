@@ -26,3 +26,11 @@ class Order(msgspec.Struct, frozen=True):
     """Of the endpoint on 127.0.0.1; 0: any that is free."""
     api_key: str | None = None
     """What clients of the endpoint must say; None: nothing."""
+    min_tok_s: float | None = None
+    max_load: float | None = None
+    owner_pid: int = 0
+    """The session closes itself when this process is gone; 0: it belongs to none."""
+    owner_started: float = 0.0
+    """As `edgellm.sessions.registry.SessionRecord.process_started`."""
+    max_cost_s: float = 0.0
+    """Host-seconds that may be lent to it; 0: no limit."""

@@ -20,6 +20,10 @@ class Idleness:
     def end(self, now: float) -> Idleness:
         return replace(self, running=self.running - 1, since=now)
 
+    def rested(self, now: float) -> Idleness:
+        """Idle time begins anew."""
+        return replace(self, since=now)
+
     def expires_at(self) -> float | None:
         """The instant at which the session closes itself if nothing happens; None while a request runs or for no limit."""
         return None if self.running or not self.limit_s else self.since + self.limit_s

@@ -42,6 +42,8 @@ class SessionRecord(msgspec.Struct, frozen=True):
     failure: str = ""
     remedy: str = ""
     exit_code: int = 1
+    kind: str = ""
+    """Which of `edgellm.errors` the failure was."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +110,18 @@ class Registry:
     def remove(self, name: str) -> None:
         """Forgets a session. Its daemon must be gone."""
         shutil.rmtree(self._directory / name, ignore_errors=True)
+
+
+def runs(pid: int, started: float) -> bool:
+    """Whether the process that had `pid` and began at `started` (`SessionRecord.process_started`) is still there."""
+    # Not needed for a question to a session that answers, which is to begin at once.
+    import psutil
+
+    try:
+        process = psutil.Process(pid)
+        return process.create_time() == started and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def write_record(files: SessionFiles, record: SessionRecord) -> None:

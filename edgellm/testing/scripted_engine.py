@@ -35,6 +35,9 @@ class Script:
     """Questions for one token are never answered."""
     aborted: list[str] = field(default_factory=list)
     running: int = 0
+    most_running: int = 0
+    requests: list[backend_pb2.GenerateRequest] = field(default_factory=list)
+    loads: list[backend_pb2.LoadRequest] = field(default_factory=list)
 
 
 class ScriptedEngine(backend_pb2_grpc.BackendServicer):
@@ -49,6 +52,7 @@ class ScriptedEngine(backend_pb2_grpc.BackendServicer):
         self, request: backend_pb2.LoadRequest, context: grpc.ServicerContext
     ) -> Iterator[backend_pb2.LoadEvent]:
         yield backend_pb2.LoadEvent(phase=backend_pb2.Phase(name="import", detail="scripted"))
+        self._script.loads.append(request)
         time.sleep(self._script.load_s)
         if self._script.fail_load:
             context.abort(grpc.StatusCode.INTERNAL, self._script.fail_load)
@@ -64,13 +68,15 @@ class ScriptedEngine(backend_pb2_grpc.BackendServicer):
             )
         ]
         self._loaded = True
-        yield backend_pb2.LoadEvent(loaded=backend_pb2.Loaded(ranks=ranks, kv_cache_tokens=1024))
+        # Nothing is served over HTTP; but who is told so can be tested with it.
+        loaded = backend_pb2.Loaded(ranks=ranks, kv_cache_tokens=1024, serves_api=request.serve_api)
+        yield backend_pb2.LoadEvent(loaded=loaded)
 
     def Generate(
         self, request: backend_pb2.GenerateRequest, context: grpc.ServicerContext
     ) -> Iterator[backend_pb2.GenerateEvent]:
         text = request.text or " ".join(message.content for message in request.chat.messages)
-        prompt_tokens = len(text.split())
+        prompt_tokens = len(request.tokens.ids) or len(text.split())
         if prompt_tokens >= self._script.max_model_len:
             context.abort(
                 grpc.StatusCode.INVALID_ARGUMENT,
@@ -78,7 +84,9 @@ class ScriptedEngine(backend_pb2_grpc.BackendServicer):
             )
         with self._lock:
             self._script.asked.append(request.sampling.max_tokens)
+            self._script.requests.append(request)
             self._script.running += 1
+            self._script.most_running = max(self._script.most_running, self._script.running)
         try:
             while self._script.prefill_hangs and request.sampling.max_tokens == 1 and context.is_active():
                 time.sleep(0.01)

@@ -60,6 +60,20 @@ class HostAdvert:
     fabrics: tuple[str, ...]
     free_leases: int
     draining: bool = False
+    lent_memory_bytes: int = 0
+    """All that it lends, free or leased now; 0 where it does not say."""
+
+    @property
+    def load(self) -> float:
+        """How much of what it lends is lent now, 0 to 1: of its memory, or of its devices where it does not say how much memory
+        that is. 1 where it grants no further lease, however much is free.
+        """
+        if self.draining or not self.free_leases:
+            return 1.0
+        if self.lent_memory_bytes:
+            return min(1.0, max(0.0, 1 - self.free_memory_bytes / self.lent_memory_bytes))
+        free = sum(device.id in self.free_devices for device in self.devices)
+        return 1 - free / len(self.devices) if self.devices else 1.0
 
     def offer(self, model: str) -> ModelOffer | None:
         """The offer for a model asked for by name or by digest."""

@@ -49,6 +49,10 @@ class PlanRequest:
     shares_kv: bool = False
     """Whether the members shall keep and find KV pieces, which takes some of their memory."""
     workload: Workload = Workload()
+    min_tok_s: float = 0.0
+    """A plan that is expected to decode more slowly is none."""
+    max_load: float = 1.0
+    """Hosts whose load (`edgellm.types.advert.HostAdvert.load`) is above this are left out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +67,7 @@ class Candidate:
     """Free ones only, memory as free now."""
     fabrics: tuple[str, ...]
     round_trip_s: float = 0.001
+    load: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

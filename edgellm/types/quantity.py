@@ -1,4 +1,4 @@
-"""Byte quantities as people read and write them."""
+"""Amounts of bytes and of time as people read and write them."""
 
 from __future__ import annotations
 
@@ -24,6 +24,14 @@ def format_bytes(count: int) -> str:
     if unit == 0 or abs(size) >= 99.95:
         return f"{size:.0f} {_BINARY[unit]}"
     return f"{size:.1f} {_BINARY[unit]}" if abs(size) >= 9.995 else f"{size:.2f} {_BINARY[unit]}"
+
+
+def format_duration(seconds: float) -> str:
+    """In whole seconds, minutes and hours, the two largest of them: "45s", "1m 30s", "2h", "2h 5m"; nothing is below "0s"."""
+    whole = max(0, round(seconds))
+    hours, minutes, rest = whole // 3600, whole % 3600 // 60, whole % 60
+    parts = [(hours, "h"), (minutes, "m")] if hours else [(minutes, "m"), (rest, "s")]
+    return " ".join(f"{count}{unit}" for count, unit in parts if count) or "0s"
 
 
 def parse_bytes(text: str) -> int:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from edgellm.errors import UsageError
+
 
 @dataclass(frozen=True, slots=True)
 class Message:
@@ -20,15 +22,40 @@ class Sampling:
     seed: int | None = None
     stop: tuple[str, ...] = ()
     ignore_eos: bool = False
+    top_k: int = 0
+    """0: all tokens."""
+    min_p: float = 0.0
+    """Leaves out tokens less likely than this share of the likeliest one."""
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    stop_token_ids: tuple[int, ...] = ()
+    """The answer ends with the first of them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """Either `text`, taken as it is, or `messages`, put through the model's chat template."""
+    """One of `text` or `token_ids`, taken as they are, or `messages`, put through the model's chat template."""
 
     text: str | None = None
     messages: tuple[Message, ...] = ()
     sampling: Sampling = field(default_factory=Sampling)
+    token_ids: tuple[int, ...] = ()
+
+
+def require_prompt(question: Question) -> None:
+    """Raises UsageError for a question without words."""
+    if question.token_ids:
+        return
+    texts = (
+        [question.text]
+        if question.text is not None
+        else [message.content for message in question.messages if message.role == "user"]
+    )
+    if not any(text and text.strip() for text in texts):
+        raise UsageError(
+            "the prompt is empty", remedy='say something: edgellm ask "PROMPT" --model MODEL, or pipe it in'
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ class DescribeRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class Description(_message.Message):
-    __slots__ = ("name", "model", "state", "detail", "opened_unix_ms", "idle_expires_unix_ms", "running_requests", "tensor_parallel", "max_model_len", "stages", "shares_kv", "kv_holders", "digest", "predicted_prefill_tok_s", "endpoint")
+    __slots__ = ("name", "model", "state", "detail", "opened_unix_ms", "idle_expires_unix_ms", "running_requests", "tensor_parallel", "max_model_len", "stages", "shares_kv", "kv_holders", "digest", "predicted_prefill_tok_s", "endpoint", "swapping_to", "network", "isolation", "cost_s", "max_cost_s", "api_socket")
     NAME_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
@@ -27,6 +27,12 @@ class Description(_message.Message):
     DIGEST_FIELD_NUMBER: _ClassVar[int]
     PREDICTED_PREFILL_TOK_S_FIELD_NUMBER: _ClassVar[int]
     ENDPOINT_FIELD_NUMBER: _ClassVar[int]
+    SWAPPING_TO_FIELD_NUMBER: _ClassVar[int]
+    NETWORK_FIELD_NUMBER: _ClassVar[int]
+    ISOLATION_FIELD_NUMBER: _ClassVar[int]
+    COST_S_FIELD_NUMBER: _ClassVar[int]
+    MAX_COST_S_FIELD_NUMBER: _ClassVar[int]
+    API_SOCKET_FIELD_NUMBER: _ClassVar[int]
     name: str
     model: str
     state: str
@@ -42,7 +48,13 @@ class Description(_message.Message):
     digest: str
     predicted_prefill_tok_s: float
     endpoint: str
-    def __init__(self, name: _Optional[str] = ..., model: _Optional[str] = ..., state: _Optional[str] = ..., detail: _Optional[str] = ..., opened_unix_ms: _Optional[int] = ..., idle_expires_unix_ms: _Optional[int] = ..., running_requests: _Optional[int] = ..., tensor_parallel: _Optional[int] = ..., max_model_len: _Optional[int] = ..., stages: _Optional[_Iterable[_Union[StageDescription, _Mapping]]] = ..., shares_kv: bool = ..., kv_holders: _Optional[_Iterable[_Union[KvHolder, _Mapping]]] = ..., digest: _Optional[str] = ..., predicted_prefill_tok_s: _Optional[float] = ..., endpoint: _Optional[str] = ...) -> None: ...
+    swapping_to: str
+    network: str
+    isolation: str
+    cost_s: float
+    max_cost_s: float
+    api_socket: str
+    def __init__(self, name: _Optional[str] = ..., model: _Optional[str] = ..., state: _Optional[str] = ..., detail: _Optional[str] = ..., opened_unix_ms: _Optional[int] = ..., idle_expires_unix_ms: _Optional[int] = ..., running_requests: _Optional[int] = ..., tensor_parallel: _Optional[int] = ..., max_model_len: _Optional[int] = ..., stages: _Optional[_Iterable[_Union[StageDescription, _Mapping]]] = ..., shares_kv: bool = ..., kv_holders: _Optional[_Iterable[_Union[KvHolder, _Mapping]]] = ..., digest: _Optional[str] = ..., predicted_prefill_tok_s: _Optional[float] = ..., endpoint: _Optional[str] = ..., swapping_to: _Optional[str] = ..., network: _Optional[str] = ..., isolation: _Optional[str] = ..., cost_s: _Optional[float] = ..., max_cost_s: _Optional[float] = ..., api_socket: _Optional[str] = ...) -> None: ...
 
 class KvHolder(_message.Message):
     __slots__ = ("peer", "tokens", "name")
@@ -75,6 +87,28 @@ class Engine(_message.Message):
     SOCKET_FIELD_NUMBER: _ClassVar[int]
     socket: str
     def __init__(self, socket: _Optional[str] = ...) -> None: ...
+
+class SwapRequest(_message.Message):
+    __slots__ = ("model",)
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    def __init__(self, model: _Optional[str] = ...) -> None: ...
+
+class SwapEvent(_message.Message):
+    __slots__ = ("who", "phase", "detail", "failure", "remedy", "exit_code")
+    WHO_FIELD_NUMBER: _ClassVar[int]
+    PHASE_FIELD_NUMBER: _ClassVar[int]
+    DETAIL_FIELD_NUMBER: _ClassVar[int]
+    FAILURE_FIELD_NUMBER: _ClassVar[int]
+    REMEDY_FIELD_NUMBER: _ClassVar[int]
+    EXIT_CODE_FIELD_NUMBER: _ClassVar[int]
+    who: str
+    phase: str
+    detail: str
+    failure: str
+    remedy: str
+    exit_code: int
+    def __init__(self, who: _Optional[str] = ..., phase: _Optional[str] = ..., detail: _Optional[str] = ..., failure: _Optional[str] = ..., remedy: _Optional[str] = ..., exit_code: _Optional[int] = ...) -> None: ...
 
 class CloseRequest(_message.Message):
     __slots__ = ()

@@ -44,6 +44,11 @@ class SessionStub(object):
                 request_serializer=edgellm_dot_wire_dot_session__pb2.UseRequest.SerializeToString,
                 response_deserializer=edgellm_dot_wire_dot_session__pb2.Engine.FromString,
                 _registered_method=True)
+        self.Swap = channel.unary_stream(
+                '/edgellm.session.v1.Session/Swap',
+                request_serializer=edgellm_dot_wire_dot_session__pb2.SwapRequest.SerializeToString,
+                response_deserializer=edgellm_dot_wire_dot_session__pb2.SwapEvent.FromString,
+                _registered_method=True)
         self.Close = channel.unary_unary(
                 '/edgellm.session.v1.Session/Close',
                 request_serializer=edgellm_dot_wire_dot_session__pb2.CloseRequest.SerializeToString,
@@ -62,7 +67,15 @@ class SessionServicer(object):
 
     def Use(self, request, context):
         """Where the engine is. While the call lasts the session counts as used; the caller ends it when it has its answer.
-        FAILED_PRECONDITION while the session is starting.
+        FAILED_PRECONDITION while the session is starting; while a swap lets no cluster answer the call waits.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Swap(self, request, context):
+        """Puts another model behind the session; its endpoint stays. Streams what happens; with the last event it is done, or has
+        failed and the session answers as before. FAILED_PRECONDITION while it is starting or another swap goes on.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -86,6 +99,11 @@ def add_SessionServicer_to_server(servicer, server):
                     servicer.Use,
                     request_deserializer=edgellm_dot_wire_dot_session__pb2.UseRequest.FromString,
                     response_serializer=edgellm_dot_wire_dot_session__pb2.Engine.SerializeToString,
+            ),
+            'Swap': grpc.unary_stream_rpc_method_handler(
+                    servicer.Swap,
+                    request_deserializer=edgellm_dot_wire_dot_session__pb2.SwapRequest.FromString,
+                    response_serializer=edgellm_dot_wire_dot_session__pb2.SwapEvent.SerializeToString,
             ),
             'Close': grpc.unary_unary_rpc_method_handler(
                     servicer.Close,
@@ -147,6 +165,33 @@ class Session(object):
             '/edgellm.session.v1.Session/Use',
             edgellm_dot_wire_dot_session__pb2.UseRequest.SerializeToString,
             edgellm_dot_wire_dot_session__pb2.Engine.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Swap(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/edgellm.session.v1.Session/Swap',
+            edgellm_dot_wire_dot_session__pb2.SwapRequest.SerializeToString,
+            edgellm_dot_wire_dot_session__pb2.SwapEvent.FromString,
             options,
             channel_credentials,
             insecure,

@@ -56,7 +56,7 @@ class ModelOffer(_message.Message):
     def __init__(self, name: _Optional[str] = ..., digest: _Optional[bytes] = ..., layers: _Optional[int] = ..., weights_bytes: _Optional[int] = ..., max_context: _Optional[int] = ...) -> None: ...
 
 class HostAdvert(_message.Message):
-    __slots__ = ("peer", "name", "sequence", "issued_unix_ms", "expires_unix_ms", "addresses", "engine", "devices", "free_devices", "free_memory_bytes", "models", "fabrics", "free_leases", "draining")
+    __slots__ = ("peer", "name", "sequence", "issued_unix_ms", "expires_unix_ms", "addresses", "engine", "devices", "free_devices", "free_memory_bytes", "models", "fabrics", "free_leases", "draining", "lent_memory_bytes")
     PEER_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]
@@ -71,6 +71,7 @@ class HostAdvert(_message.Message):
     FABRICS_FIELD_NUMBER: _ClassVar[int]
     FREE_LEASES_FIELD_NUMBER: _ClassVar[int]
     DRAINING_FIELD_NUMBER: _ClassVar[int]
+    LENT_MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
     peer: str
     name: str
     sequence: int
@@ -85,7 +86,8 @@ class HostAdvert(_message.Message):
     fabrics: _containers.RepeatedScalarFieldContainer[str]
     free_leases: int
     draining: bool
-    def __init__(self, peer: _Optional[str] = ..., name: _Optional[str] = ..., sequence: _Optional[int] = ..., issued_unix_ms: _Optional[int] = ..., expires_unix_ms: _Optional[int] = ..., addresses: _Optional[_Iterable[str]] = ..., engine: _Optional[_Union[Engine, _Mapping]] = ..., devices: _Optional[_Iterable[_Union[Device, _Mapping]]] = ..., free_devices: _Optional[_Iterable[str]] = ..., free_memory_bytes: _Optional[int] = ..., models: _Optional[_Iterable[_Union[ModelOffer, _Mapping]]] = ..., fabrics: _Optional[_Iterable[str]] = ..., free_leases: _Optional[int] = ..., draining: bool = ...) -> None: ...
+    lent_memory_bytes: int
+    def __init__(self, peer: _Optional[str] = ..., name: _Optional[str] = ..., sequence: _Optional[int] = ..., issued_unix_ms: _Optional[int] = ..., expires_unix_ms: _Optional[int] = ..., addresses: _Optional[_Iterable[str]] = ..., engine: _Optional[_Union[Engine, _Mapping]] = ..., devices: _Optional[_Iterable[_Union[Device, _Mapping]]] = ..., free_devices: _Optional[_Iterable[str]] = ..., free_memory_bytes: _Optional[int] = ..., models: _Optional[_Iterable[_Union[ModelOffer, _Mapping]]] = ..., fabrics: _Optional[_Iterable[str]] = ..., free_leases: _Optional[int] = ..., draining: bool = ..., lent_memory_bytes: _Optional[int] = ...) -> None: ...
 
 class AdvertRequest(_message.Message):
     __slots__ = ()

@@ -13,7 +13,7 @@ from typing import Any
 import trio
 
 from edgellm.blocks.cid import Cid
-from tests.integration.nodejs import node_command
+from tests.nodejs import node_command
 
 _START_S = 30.0
 _DEADLINE_MS = 15_000
@@ -77,7 +77,7 @@ class HeliaError(Exception):
 @asynccontextmanager
 async def helia_peer() -> AsyncIterator[Helia]:
     """Skips the test where it is not installed."""
-    command = node_command("helia", "peer.mjs")
+    command = node_command("integration/ipfs/helia", "peer.mjs")
     async with trio.open_nursery() as nursery:
         process = await nursery.start(
             lambda task_status: trio.run_process(

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.integration.nodejs import node_command
+from tests.nodejs import node_command
 
 _START_S = 90.0
 _STOP_S = 10.0
@@ -27,7 +27,7 @@ class JsIpfs:
 @contextmanager
 def jsipfs_daemon(repository: Path) -> Iterator[JsIpfs]:
     """Skips the test where it is not installed."""
-    ipfs = node_command("jsipfs", "node_modules/ipfs/src/cli.js")
+    ipfs = node_command("integration/ipfs/jsipfs", "node_modules/ipfs/src/cli.js")
     environment = {**os.environ, "IPFS_PATH": str(repository), "IPFS_TELEMETRY": "0"}
     with (repository.parent / "jsipfs.log").open("wb") as log:
         # The profile "test" has no bootstrap peers, no mDNS, and loopback alone.

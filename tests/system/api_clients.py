@@ -55,9 +55,11 @@ def main() -> None:
             said["streamed"] += chunk.choices[0].delta.content or ""
         elif chunk.usage:
             said["usage"] = chunk.usage.completion_tokens
-    two = chat(max_tokens=4, n=2, seed=7, logprobs=True, top_logprobs=2)
+    drawn: dict[str, Any] = {"max_tokens": 4, "n": 2, "seed": 7, "logprobs": True, "top_logprobs": 2}
+    two, again = chat(**drawn), chat(**drawn)
     said["choices"] = len(two.choices)
     said["logprobs"] = len(two.choices[0].logprobs.content)
+    said["repeated"] = _texts(two) == _texts(again)
     stopped = client.completions.create(
         model=model, prompt="def add(", max_tokens=24, temperature=0, stop=["\n"]
     )
@@ -70,10 +72,17 @@ def main() -> None:
     called = chat(**strict, tools=[WEATHER], tool_choice=choice)
     call = called.choices[0].message.tool_calls[0]
     said["tool"] = [call.function.name, json.loads(call.function.arguments)]
-    response = client.responses.create(
-        model=model, input="What is a list?", max_output_tokens=16, temperature=0
+    asked: dict[str, Any] = {
+        "model": model,
+        "input": "What is a list?",
+        "max_output_tokens": 16,
+        "temperature": 0,
+    }
+    said["response"] = client.responses.create(**asked).output_text
+    events = client.responses.create(**asked, stream=True)
+    said["response_streamed"] = "".join(
+        event.delta for event in events if event.type == "response.output_text.delta"
     )
-    said["response"] = response.output_text
     said["messages"] = _anthropic(endpoint, key, model)
     said["errors"] = {
         "model": _status(lambda: client.chat.completions.create(model="nobody", messages=HELLO)),
@@ -104,6 +113,10 @@ def _anthropic(endpoint: str, key: str, model: str) -> dict[str, Any]:
         "streamed": streamed,
         "refused": refused,
     }
+
+
+def _texts(answer: Any) -> list[str]:
+    return [choice.message.content for choice in answer.choices]
 
 
 def _status(call: Any) -> list[Any]:

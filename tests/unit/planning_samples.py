@@ -50,6 +50,8 @@ def ask(
     context: int = 1024,
     sequences: int = 1,
     workload: Workload | None = None,
+    min_tok_s: float = 0.0,
+    max_load: float = 1.0,
 ) -> PlanRequest:
     return PlanRequest(
         "org/model",
@@ -61,6 +63,8 @@ def ask(
         pipeline_parallel=pp,
         peers=peers,
         workload=workload or Workload(),
+        min_tok_s=min_tok_s,
+        max_load=max_load,
     )
 
 
@@ -77,12 +81,13 @@ def host(
     round_trip: float = 0.001,
     flops: float = 1e12,
     kv_layout: str = "vec",
+    load: float = 0.0,
 ) -> Candidate:
     lent = tuple(
         Device(str(i), engine.device_kind, "test", memory, bandwidth, flops, kv_layout)
         for i in range(devices)
     )
-    return Candidate(peer, name or f"host-{peer}", digest, engine, lent, fabrics, round_trip)
+    return Candidate(peer, name or f"host-{peer}", digest, engine, lent, fabrics, round_trip, load)
 
 
 def seat(peer: str, memory: int = 8 * GIB, bandwidth: float = 20e9) -> Seat:

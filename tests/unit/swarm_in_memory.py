@@ -78,14 +78,17 @@ class Recorder:
         ]
 
 
-async def join_host(hub: MemoryHub, name: str, *, directory: Path = TINY, **lent: int) -> Host:
-    """A host of the model in `directory` under the name "tiny", advertised."""
+async def join_host(
+    hub: MemoryHub, name: str, *, directory: Path = TINY, names: Sequence[str] = ("tiny",), **lent: int
+) -> Host:
+    """A host of the model in `directory` under these names, advertised."""
     network = hub.join()
     machine = ScriptedMachine()
     manifest = build_manifest(directory, None)
     own = digest(manifest)
-    offer = ModelOffer("tiny", own, manifest.shape.layers, manifest.shape.weights_bytes, 2048)
-    lending = replace(book(**lent), models=(offer,))
+    shape = manifest.shape
+    offers = tuple(ModelOffer(known, own, shape.layers, shape.weights_bytes, 2048) for known in names)
+    lending = replace(book(**lent), models=offers)
     advertiser = Advertiser(name, network.peer, lambda: ("/ip4/10.0.0.1/tcp/4001",), lending)
     runner = CellRunner(network, Switchboard(network), machine, {own: directory})
     server = LeaseServer(network, lending, runner, now=time.time, changed=advertiser.use)

@@ -23,7 +23,7 @@ from edgellm.requester.discover import discover
 from edgellm.testing.memory_network import MemoryNetwork, open_hub
 from edgellm.types.advert import HostAdvert
 from edgellm.wire import wire_pb2
-from tests.unit.samples import DIGEST, advert
+from tests.unit.samples import DIGEST, GIB, advert, device
 
 NOW = 1010.0
 
@@ -168,3 +168,16 @@ def test_what_is_believed_is_current_and_new(
         assert shown.expires_at >= NOW - 60
         assert shown.issued_at <= NOW + 60
         assert sequence >= last
+
+
+def test_load_is_how_much_of_what_it_lends_is_lent() -> None:
+    whole = replace(advert(), lent_memory_bytes=16 * GIB)
+    assert whole.load == 0.75
+    assert open_advert(seal_advert(whole, Identity.generate()))[1].load == 0.75
+    assert replace(whole, free_memory_bytes=99 * GIB).load == 0
+    assert replace(whole, free_leases=0).load == replace(whole, draining=True).load == 1
+    # A host that does not say how much it lends.
+    two = replace(advert(), devices=(device(), replace(device(), id="1")))
+    assert two.load == 0.5
+    assert replace(two, free_devices=("0", "1")).load == 0
+    assert replace(two, devices=()).load == 1

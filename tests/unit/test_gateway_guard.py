@@ -69,7 +69,7 @@ def test_pages_of_others_may_not_ask(origin: str, expected: int | None) -> None:
         ("POST", "/scale_elastic_ep", 404),
         ("POST", "/v1/chat/completions/../../pause", 404),
         ("POST", "//v1/completions", 404),
-        ("GET", "/metrics", 404),
+        ("GET", "/server_info", 404),
         ("GET", "/", 404),
     ],
 )

@@ -13,9 +13,10 @@ import h11
 import pytest
 import trio
 
-from edgellm.gateway import server
+from edgellm.gateway import client, server
 from edgellm.gateway.guard import MAX_BODY_BYTES, Rules
-from edgellm.gateway.server import Broken, Gateway, Ready, Starting, State
+from edgellm.gateway.server import Gateway
+from edgellm.gateway.state import Broken, Closing, Ready, Starting, State, Swapping
 
 EVENTS = [b'data: {"n": 1}\n\n', b'data: {"n": 2}\n\n', b"data: [DONE]\n\n"]
 
@@ -35,6 +36,8 @@ class EngineApi:
     pause_s: float = 0.0
     breaks_after: int | None = None
     breaks_at_once: bool = False
+    says: bytes | None = None
+    """Said after the head, as it is, in place of the events."""
     asked: list[tuple[bytes, dict[bytes, bytes], bytes]] = field(default_factory=list)
     running: int = 0
 
@@ -73,6 +76,10 @@ class EngineApi:
                 return
             kind = ("content-type", "text/event-stream; charset=utf-8")
             await self._send(connection, stream, h11.Response(status_code=200, headers=[kind]))
+            if self.says is not None:
+                await stream.send_all(self.says)
+                nursery.cancel_scope.cancel()
+                return
             for number, data in enumerate(EVENTS):
                 if number == self.breaks_after:
                     nursery.cancel_scope.cancel()
@@ -281,9 +288,45 @@ async def test_before_the_cluster_is_there_it_says_how_far_it_is() -> None:
         assert "retry-after" in answer.headers
         health = await it.ask("GET", "/health", body=b"")  # type: ignore[arg-type]
         assert (health.status, json.loads(health.body)["state"]) == (503, "starting")
+        it.state = Closing("its hosts have lent 2h together")
+        answer = await it.ask()
+        assert answer.status == 503
+        assert answer.error["message"] == "the session closes: its hosts have lent 2h together"
+        assert "retry-after" not in answer.headers
+        assert json.loads((await it.ask("GET", "/health", body=b"")).body)["state"] == "closing"  # type: ignore[arg-type]
         it.state = Broken("its engine serves no API")
         assert (await it.ask()).status == 501
         assert not it.engine.asked
+
+
+async def test_while_one_cluster_makes_room_for_another_requests_wait() -> None:
+    async with endpoint(most_at_once=2) as it:
+        assert it.ready is not None
+        it.state = Swapping("tiny-b: alice loading weights")
+        asking, leaving = await it.connect(), await it.connect()
+        await asking.send_all(it.raw())
+        await leaving.send_all(it.raw())
+        with trio.move_on_after(0.3) as waited:
+            await asking.receive_some(1)
+        assert waited.cancelled_caught
+        # They hold their places, until they go.
+        assert (await it.ask()).status == 429
+        health = await it.ask("GET", "/health", body=b"")  # type: ignore[arg-type]
+        assert (health.status, json.loads(health.body)["state"]) == (200, "swapping")
+        await leaving.aclose()
+        await trio.sleep(0.1)
+        it.state = it.ready
+        answer = await read_answer(asking)
+        assert (answer.status, answer.whole) == (200, True)
+        assert len(it.engine.asked) == 1
+
+
+async def test_a_request_that_waited_in_vain_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "SWAP_S", 0.2)
+    async with endpoint() as it:
+        it.state = Swapping("tiny-b: alice loading weights")
+        answer = await it.ask()
+        assert (answer.status, "alice loading weights" in str(answer.error["message"])) == (503, True)
 
 
 async def test_an_engine_that_breaks_off_is_said_as_far_as_it_can_be() -> None:
@@ -299,6 +342,86 @@ async def test_an_engine_that_breaks_off_is_said_as_far_as_it_can_be() -> None:
             *before, last = answer.body.decode().strip().splitlines()
             assert json.loads(last.removeprefix("data: "))["error"]["type"] == "api_error"
             assert (before[-1] == name) == (name is not None)
+
+
+def chunk(data: bytes) -> bytes:
+    return b"%x\r\n%s\r\n" % (len(data), data)
+
+
+@pytest.mark.parametrize(
+    "said", [b"40\r\ndata: half", b"what is this?", b"0\r\nTrailer: x\r\n\r\n", b"5\r\nlonger\r\n"]
+)
+async def test_what_an_engine_says_only_in_part_or_not_in_chunks_is_not_passed_on(said: bytes) -> None:
+    async with endpoint(EngineApi(says=chunk(EVENTS[0]) + said)) as it:
+        answer = await it.ask()
+        assert not answer.whole
+        event, error = filter(None, answer.body.split(b"\n\n"))
+        assert event == EVENTS[0].strip()
+        assert json.loads(error.removeprefix(b"data: "))["error"]["type"] == "api_error"
+
+
+async def test_a_large_event_that_breaks_off_is_not_ended() -> None:
+    async with endpoint(EngineApi(says=chunk(b"x" * 200_000)[:150_000])) as it:
+        answer = await it.ask()
+        assert not answer.whole
+        # What has been promised of it would be taken for a part of the event.
+        assert b"error" not in answer.body
+
+
+async def test_what_an_engine_says_after_its_answer_reaches_nobody() -> None:
+    false = b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nfalse"
+    async with endpoint(EngineApi(says=chunk(EVENTS[0]) + b"0\r\n\r\n" + false)) as it:
+        stream = await it.connect()
+        for _ in range(2):
+            answer = await it.ask(stream=stream)
+            assert (answer.whole, answer.body) == (True, EVENTS[0])
+        health = await it.ask("GET", "/health", body=b"", stream=stream)  # type: ignore[arg-type]
+        assert json.loads(health.body)["state"] == "ready"
+        await stream.aclose()
+
+
+async def test_a_client_of_the_first_version_gets_no_chunks() -> None:
+    async with endpoint() as it:
+        stream = await it.connect()
+        await stream.send_all(it.raw().replace(b"HTTP/1.1", b"HTTP/1.0"))
+        received = b"".join([part async for part in stream])
+        assert received.endswith(b"\r\n\r\n" + b"".join(EVENTS))
+        await stream.aclose()
+
+
+async def test_a_client_that_reads_late_gets_all_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(__name__ + ".EVENTS", [bytes([number]) * 700_000 for number in range(30)])
+    async with endpoint() as it:
+        stream = await it.connect()
+        await stream.send_all(it.raw())
+        await trio.sleep(0.3)
+        answer = await read_answer(stream)
+        assert (answer.whole, answer.body) == (True, b"".join(EVENTS))
+        await stream.aclose()
+
+
+async def test_a_client_that_goes_while_it_does_not_read_frees_its_slot(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(__name__ + ".EVENTS", [b"x" * 1_000_000] * 30)
+    async with endpoint(most_at_once=1) as it:
+        for _ in range(3):
+            stream = await it.connect()
+            await stream.send_all(it.raw())
+            await until(lambda: it.engine.running == 1)
+            await trio.sleep(0.1)
+            await stream.aclose()
+            await until(lambda: it.engine.running == 0 and it.counted == 0)
+
+
+async def test_a_client_that_closes_its_sending_side_is_taken_for_gone() -> None:
+    async with endpoint(EngineApi(pause_s=60)) as it:
+        stream = await it.connect()
+        await stream.send_all(it.raw())
+        await until(lambda: it.engine.running == 1)
+        await stream.send_eof()
+        await until(lambda: it.engine.running == 0 and it.counted == 0)
+        await stream.aclose()
 
 
 async def test_an_engine_that_is_not_there_is_said() -> None:
@@ -383,7 +506,7 @@ async def test_an_engine_that_does_not_read_frees_the_place_of_a_client_that_goe
 
 
 async def test_a_client_that_does_not_read_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "STALL_S", 0.3)
+    monkeypatch.setattr(client, "STALL_S", 0.3)
     engine = EngineApi()
     monkeypatch.setattr(__name__ + ".EVENTS", [b"x" * 1_000_000] * 50)
     async with endpoint(engine) as it:
@@ -446,10 +569,10 @@ async def test_what_is_no_request_is_refused_and_the_endpoint_goes_on(said: byte
 
 
 async def test_who_says_nothing_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "HEAD_S", 0.1)
-    monkeypatch.setattr(server, "KEPT_S", 0.1)
+    monkeypatch.setattr(client, "HEAD_S", 0.1)
+    monkeypatch.setattr(client, "KEPT_S", 0.1)
     monkeypatch.setattr(server, "UPLOAD_S", 0.2)
-    monkeypatch.setattr(server, "LINGER_S", 0.2)
+    monkeypatch.setattr(client, "LINGER_S", 0.2)
     async with endpoint() as it:
         for begun in (b"", b"POST /v1/comp", it.raw(content_length="10", body=b"{")):  # type: ignore[arg-type]
             stream = await it.connect()

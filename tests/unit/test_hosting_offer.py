@@ -71,6 +71,7 @@ def test_an_advert_shows_what_leases_leave_free() -> None:
     assert advert.free_memory_bytes == 5 * GIB
     assert advert.free_devices == ("1", "0")
     assert advert.free_leases == 1
+    assert (advert.lent_memory_bytes, advert.load) == (8 * GIB, 0.375)
     assert (advert.issued_at, advert.expires_at) == (50.0, 50.0 + ADVERT_LIFETIME_S)
     assert advert.sequence == 7
     assert not advert.draining

@@ -98,6 +98,12 @@ def test_it_does_not_pay_where_one_half_of_the_work_is_small(workload: Workload)
     assert not two_of(ask(workload=workload), NEAR_AND_SLOW, FAR_AND_FAST).pays
 
 
+def test_only_the_cluster_that_answers_must_be_as_fast_as_asked() -> None:
+    two = two_of(ask(workload=LONG, min_tok_s=8), NEAR_AND_SLOW, FAR_AND_FAST)
+    assert (two.prefill.names, two.decode.names) == (("host-far",), ("host-near",))
+    assert two.prefill.plan.prediction.decode_tok_s < 8 < two.decode.plan.prediction.decode_tok_s
+
+
 def test_it_does_not_pay_between_equals() -> None:
     assert not two_of(ask(workload=LONG), host("a"), host("b")).pays
 

@@ -14,7 +14,7 @@ from edgellm.planning import describe, make_plan
 from edgellm.planning.fit import footprint
 from edgellm.types.advert import Engine
 from edgellm.types.model import ModelShape
-from edgellm.types.plan import Candidate, PlanRequest, StagePlan
+from edgellm.types.plan import Candidate, PlanRequest, StagePlan, Workload
 from tests.unit.planning_samples import (
     CPU,
     GIB,
@@ -311,6 +311,35 @@ def test_one_more_host_never_makes_it_not_fit(
 ) -> None:
     if isinstance(outcome(ask(shape), hosts_of(drawn)), StagePlan):
         assert isinstance(outcome(ask(shape), hosts_of([*drawn, extra])), StagePlan)
+
+
+def test_a_plan_that_is_too_slow_is_none_and_says_how_fast_it_would_be() -> None:
+    hosts = [host("a", bandwidth=10e9, name="alice"), host("b", bandwidth=5e9)]
+    speed = make_plan(ask(), hosts).prediction.decode_tok_s
+    assert layers_of(make_plan(ask(min_tok_s=speed), hosts)) == {"a": 12}
+    error = error_of(ask(min_tok_s=speed + 1), *hosts)
+    assert f"the fastest plan, on alice, is expected to decode {speed:.1f} tok/s" in str(error)
+    assert f"at least {speed + 1:g} is asked for" in str(error)
+    assert "--min-tok-s" in error.remedy
+
+
+def test_a_plan_that_prefills_sooner_but_decodes_too_slowly_gives_way() -> None:
+    hosts = [host("strong", bandwidth=5e9, flops=1e14), host("near", bandwidth=10e9, flops=1e11)]
+    long_prompt = Workload(prompt_tokens=4000, answer_tokens=1)
+    assert layers_of(make_plan(ask(workload=long_prompt), hosts)) == {"strong": 12}
+    decodes = make_plan(ask(), hosts).prediction.decode_tok_s
+    request = ask(workload=long_prompt, min_tok_s=decodes)
+    plan = make_plan(request, hosts)
+    assert layers_of(plan) == {"near": 12}
+    assert plan.request == request
+
+
+def test_busy_hosts_are_left_out() -> None:
+    hosts = [host("a", bandwidth=40e9, load=0.75, name="alice"), host("b", load=0.5, name="bob")]
+    assert layers_of(make_plan(ask(max_load=0.75), hosts)) == {"a": 12}
+    assert layers_of(make_plan(ask(max_load=0.7), hosts)) == {"b": 12}
+    error = error_of(ask(max_load=0.4), *hosts)
+    assert "busier than --max-load 0.4 allows (alice (a): 75%, bob (b): 50%)" in str(error)
 
 
 def test_a_swarm_of_hundreds_is_planned_quickly() -> None:

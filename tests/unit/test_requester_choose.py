@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgellm.errors import UsageError
-from edgellm.requester.choose import Wanted, fitted, plan_request, require_prompt
+from edgellm.requester.choose import Wanted, fitted, plan_request
 from edgellm.types.plan import PlanRequest
-from edgellm.types.request import Message, Question, Sampling
+from edgellm.types.request import Message, Question, Sampling, require_prompt
 from tests.unit.samples import DIGEST, SHAPE
 
 
@@ -34,6 +34,7 @@ def test_a_question_without_words(question: Question) -> None:
 
 def test_a_question_with_words() -> None:
     require_prompt(Question(text="why"))
+    require_prompt(Question(token_ids=(1,)))
     require_prompt(Question(messages=(Message("system", ""), Message("user", "why"))))
 
 
@@ -65,6 +66,9 @@ def test_what_the_user_said_reaches_the_planner() -> None:
     asked = request(Wanted(2, 3, ("alice",), "direct", 512, 8))
     assert (asked.tensor_parallel, asked.pipeline_parallel, asked.peers) == (2, 3, ("alice",))
     assert (asked.fabric, asked.context, asked.sequences) == ("direct", 512, 8)
+    assert (asked.min_tok_s, asked.max_load) == (0, 1)
+    asked = request(Wanted(min_tok_s=5, max_load=0))
+    assert (asked.min_tok_s, asked.max_load) == (5, 0)
 
 
 @given(prompt=st.integers(0, 5000), longest=st.integers(1, 5000))

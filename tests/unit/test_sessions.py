@@ -4,25 +4,32 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import grpc
 import psutil
 import pytest
+import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
 from edgellm.cli import app
 from edgellm.cli._errors import told
-from edgellm.errors import SessionError, UsageError
+from edgellm.errors import EdgeError, PlanError, SessionError, UsageError
 from edgellm.paths import default_paths
-from edgellm.sessions.client import list_sessions
+from edgellm.sessions.client import failure_of, list_sessions
+from edgellm.sessions.daemon import _until_owner_gone
+from edgellm.sessions.daemon_order import Order
 from edgellm.sessions.idle import Idleness
-from edgellm.sessions.registry import Registry, SessionFiles, SessionRecord, read_record, write_record
+from edgellm.sessions.registry import Registry, SessionFiles, SessionRecord, read_record, runs, write_record
+from edgellm.sessions.reuse import Asked, reusable
 from edgellm.wire import backend_pb2, backend_pb2_grpc, session_pb2, session_pb2_grpc
 
 
@@ -30,18 +37,27 @@ class Daemon(session_pb2_grpc.SessionServicer, backend_pb2_grpc.BackendServicer)
     """Daemon and engine on one socket: answers with the words of the prompt; breaks with `failure` where it is set."""
 
     def __init__(self, state: str, failure: tuple[grpc.StatusCode, str] | None) -> None:
-        self.state = state
         self.failure = failure
         self.asked: list[backend_pb2.GenerateRequest] = []
+        self.breaks_at_once = False
+        self.closed = threading.Event()
         self.socket = ""
         self.used = threading.Event()
         """Whether a use of the session has ended."""
+        self.description = session_pb2.Description(
+            name="amber",
+            model="tiny",
+            state=state,
+            network="overlay",
+            isolation="bwrap",
+            max_model_len=1024,
+            stages=[session_pb2.StageDescription(peer="peer-a", name="alice", first_layer=0, end_layer=8)],
+        )
 
     def Describe(
         self, request: session_pb2.DescribeRequest, context: grpc.ServicerContext
     ) -> session_pb2.Description:
-        stage = session_pb2.StageDescription(peer="peer-a", name="alice", first_layer=0, end_layer=8)
-        return session_pb2.Description(name="amber", model="tiny", state=self.state, stages=[stage])
+        return self.description
 
     def Use(
         self, request: session_pb2.UseRequest, context: grpc.ServicerContext
@@ -52,10 +68,18 @@ class Daemon(session_pb2_grpc.SessionServicer, backend_pb2_grpc.BackendServicer)
         ended.wait(10)
         self.used.set()
 
+    def Close(
+        self, request: session_pb2.CloseRequest, context: grpc.ServicerContext
+    ) -> session_pb2.CloseReply:
+        self.closed.set()
+        return session_pb2.CloseReply()
+
     def Generate(
         self, request: backend_pb2.GenerateRequest, context: grpc.ServicerContext
     ) -> Iterator[backend_pb2.GenerateEvent]:
         self.asked.append(request)
+        if self.failure and self.breaks_at_once:
+            context.abort(*self.failure)
         words = (request.text or request.chat.messages[-1].content).split()
         for index, word in enumerate(words):
             last = index + 1 == len(words)
@@ -120,6 +144,16 @@ def test_a_quiet_answer_is_alone(registry: Registry, capfd: pytest.CaptureFixtur
     assert capfd.readouterr() == ("why is it blue\n", "")
 
 
+@pytest.mark.parametrize("option", ["--min-tok-s", "--max-load"])
+def test_hosts_of_a_session_are_chosen_when_it_is_opened(
+    option: str, registry: Registry, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with daemon(registry) as (serving, _):
+        assert ask("why", option, "1") == 2
+    assert "session has its own" in capfd.readouterr().err
+    assert serving.asked == []
+
+
 def test_a_chat_has_the_system_prompt_first(registry: Registry) -> None:
     with daemon(registry) as (serving, _):
         assert ask("why", "--system", "be brief", "-q") == 0
@@ -174,6 +208,168 @@ def test_a_session_that_still_starts(registry: Registry, capfd: pytest.CaptureFi
         assert ask("why", "-q") == 1
     assert "still starting" in capfd.readouterr().err
     assert serving.asked == []
+
+
+def ask_model(*arguments: str) -> int:
+    return told(lambda: app(["ask", "--model", "tiny", *arguments], standalone_mode=False))
+
+
+def test_a_question_that_names_a_model_goes_to_an_idle_session_of_it(
+    registry: Registry, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with daemon(registry) as (serving, _):
+        assert ask_model("why is it blue", "--raw", "--bootstrap", NOBODY) == 0
+        assert serving.used.wait(5)
+    out, err = capfd.readouterr()
+    assert out == "why is it blue\n"
+    assert err.startswith("session amber is open and answers; --fresh brings up a cluster of its own\n")
+
+
+def test_json_says_which_session_answered(registry: Registry, capfd: pytest.CaptureFixture[str]) -> None:
+    with daemon(registry):
+        assert ask_model("why", "--raw", "--json", "-q") == 0
+    out, err = capfd.readouterr()
+    assert json.loads(out)["session"] == "amber"
+    assert err == ""
+
+
+NOBODY = "/ip4/127.0.0.1/tcp/9/p2p/12D3KooWDpJ7As7BWAwRMfu1VU2WCqNjvq387JEYKDBj4kx6nXTN"
+FRESH = (
+    ["--fresh"],
+    ["--pp", "1"],
+    ["--tp", "1"],
+    ["--peers", "alice"],
+    ["--context", "512"],
+    ["--network", "overlay"],
+    ["--isolation", "bwrap"],
+    ["--kv-share"],
+    ["--no-kv-share"],
+    ["--kv-scope", "session"],
+    ["--disaggregate", "never"],
+)
+
+
+@pytest.mark.parametrize("options", FRESH, ids=" ".join)
+def test_who_says_what_the_cluster_is_to_be_gets_one(
+    options: list[str], registry: Registry, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with daemon(registry) as (serving, _):
+        assert ask_model("why", *options) == 2
+    # It went on to look for hosts.
+    assert "no peer of the swarm is known yet" in capfd.readouterr().err
+    assert serving.asked == []
+
+
+def test_a_session_and_a_fresh_cluster_exclude_each_other(capfd: pytest.CaptureFixture[str]) -> None:
+    assert ask("why", "--fresh") == 2
+    assert "exclude each other" in capfd.readouterr().err
+
+
+def test_a_session_that_fails_before_its_first_word_is_replaced(
+    registry: Registry, capfd: pytest.CaptureFixture[str]
+) -> None:
+    failure = (grpc.StatusCode.INVALID_ARGUMENT, "the prompt has 2000 tokens")
+    with daemon(registry, failure=failure) as (serving, _):
+        serving.breaks_at_once = True
+        assert ask_model("why blue") == 2
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert "session amber did not answer: the prompt has 2000 tokens; a cluster of its own comes up" in err
+    assert "no peer of the swarm is known yet" in err
+
+
+def test_a_session_that_fails_in_the_middle_is_not(
+    registry: Registry, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with daemon(registry, failure=(grpc.StatusCode.INTERNAL, "no memory")):
+        assert ask_model("why blue", "--raw", "-q") == 1
+    out, err = capfd.readouterr()
+    assert out == "why blue"
+    assert err.splitlines() == ["error: session 'amber' failed: no memory"]
+
+
+ASKED = Asked("tiny", max_tokens=512, network="overlay", isolation="bwrap")
+
+
+def described(name: str = "amber", **differences: Any) -> session_pb2.Description:
+    fits: dict[str, Any] = {
+        "model": "tiny",
+        "state": "ready",
+        "network": "overlay",
+        "isolation": "bwrap",
+        "max_model_len": 513,
+        "opened_unix_ms": 1000,
+    }
+    return session_pb2.Description(name=name, **fits | differences)
+
+
+def test_of_several_idle_sessions_the_last_one_opened_is_taken() -> None:
+    assert reusable(ASKED, []) is None
+    older, newer = described("birch"), described("amber", opened_unix_ms=2000)
+    assert reusable(ASKED, [older, newer]) == reusable(ASKED, [newer, older]) == "amber"
+    assert reusable(ASKED, [described("amber"), described("birch")]) == "birch"
+
+
+@pytest.mark.parametrize(
+    "difference",
+    [
+        {"model": "large"},
+        {"state": "starting"},
+        {"state": "closing"},
+        {"running_requests": 1},
+        {"network": "direct"},
+        {"isolation": "none"},
+        {"network": ""},
+        {"max_model_len": 512},
+    ],
+    ids=str,
+)
+def test_a_session_that_is_busy_or_other_than_asked_for_is_left_alone(difference: dict[str, Any]) -> None:
+    assert reusable(ASKED, [described(**difference)]) is None
+    assert reusable(ASKED, [described(**difference), described("birch", opened_unix_ms=1)]) == "birch"
+
+
+LIGHT = """
+import sys
+from edgellm.cli import main
+sys.argv = ["edgellm", "ask", "why", *sys.argv[1:]]
+try:
+    main()
+except SystemExit as end:
+    assert not end.code, end.code
+print(*sys.modules)
+"""
+HEAVY = {
+    "torch",
+    "vllm",
+    "ray",
+    "transformers",
+    "libp2p",
+    "fastapi",
+    "trio",
+    "tokenizers",
+    "structlog",
+    "psutil",
+}
+
+
+@pytest.mark.parametrize("to", [["--session", "amber"], ["--model", "tiny"]], ids=" ".join)
+def test_asking_an_open_session_imports_nothing_heavy(to: list[str], registry: Registry) -> None:
+    with daemon(registry) as (serving, _):
+        done = subprocess.run(
+            [sys.executable, "-c", LIGHT, *to, "-q"], capture_output=True, text=True, check=True, timeout=30
+        )
+        assert len(serving.asked) == 1
+    answer, modules = done.stdout.splitlines()
+    assert answer == "why"
+    assert HEAVY.isdisjoint(modules.split())
+
+
+def test_a_session_that_closes_says_why(registry: Registry, capfd: pytest.CaptureFixture[str]) -> None:
+    with daemon(registry, state="closing") as (serving, _):
+        serving.description.detail = "idle for 15m"
+        assert ask("why", "-q") == 1
+    assert capfd.readouterr().err.startswith("error: session 'amber' closes: idle for 15m\n")
 
 
 def test_what_a_killed_daemon_left_is_swept(registry: Registry) -> None:
@@ -233,3 +429,36 @@ def test_a_session_in_use_never_expires(begins: list[bool]) -> None:
         elif running:
             idle, running, last_end = idle.end(float(instant)), running - 1, instant
         assert idle.expires_at() == (None if running else last_end + 5.0)
+
+
+async def test_a_session_ends_with_the_process_that_it_is_for(registry: Registry) -> None:
+    owner = subprocess.Popen(["sleep", "60"])
+    try:
+        started = psutil.Process(owner.pid).create_time()
+        assert runs(owner.pid, started)
+        assert not runs(owner.pid, started - 1), "another process that has its number"
+        order = Order("amber", "tiny", "", (), 60.0, owner_pid=owner.pid, owner_started=started)
+        close_asked = threading.Event()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_until_owner_gone, order, close_asked)
+            await trio.sleep(0.2)
+            assert not close_asked.is_set()
+            # It is a zombie from now on, for nobody waits for it.
+            owner.kill()
+            with trio.fail_after(5):
+                while not close_asked.is_set():
+                    await trio.sleep(0.05)
+    finally:
+        owner.kill()
+        owner.wait()
+
+
+@pytest.mark.parametrize(
+    ("kind", "error"), [("PlanError", PlanError), ("", EdgeError), ("Iterator", EdgeError), ("x", EdgeError)]
+)
+def test_a_failure_is_raised_as_what_it_was(kind: str, error: type[EdgeError], registry: Registry) -> None:
+    _, files = registry.reserve("amber")
+    record = SessionRecord("amber", "tiny", 1, 0.0, "failed", "too slow", "lower it", 3, kind)
+    failure = failure_of(record, "gone", files)
+    assert type(failure) is error
+    assert (str(failure), failure.remedy, failure.exit_code) == ("too slow", "lower it", 3)

@@ -11,8 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgellm.wire import backend_pb2 as pb
+from edgellm_vllm.figures import Figures
 from edgellm_vllm.imports import without_garbage_collection
 from edgellm_vllm.prompts import plain_template
+from edgellm_vllm.request_counts import serve_counts
+from edgellm_vllm.timed_app import TimedApp, add_routes
+from edgellm_vllm.timings import Timings
 
 if TYPE_CHECKING:
     import uvicorn
@@ -53,7 +57,9 @@ class Api:
             log.warning("the API ended with an error: %r", self._task.exception())
 
 
-async def start_api(llm: AsyncLLM, request: pb.LoadRequest, socket: Path) -> Api:
+async def start_api(
+    llm: AsyncLLM, request: pb.LoadRequest, socket: Path, timings: Timings, figures: Figures
+) -> Api:
     """Serves `llm` on `socket`; answers when this returns. Raises what vLLM raises, and TimeoutError."""
     # Not before the engine core was forked: a fork while a thread imports would leave a lock held in the child.
     await asyncio.to_thread(_import)
@@ -66,8 +72,10 @@ async def start_api(llm: AsyncLLM, request: pb.LoadRequest, socket: Path) -> Api
     tasks = await llm.get_supported_tasks()
     app = build_app(arguments, tasks, llm.model_config)
     await init_app_state(llm, app.state, arguments, tasks)
+    add_routes(app, timings, figures)
+    serve_counts(app, llm, figures)
     config = uvicorn.Config(
-        app,
+        TimedApp(app, timings),
         uds=str(socket),
         log_level="warning",
         access_log=False,
@@ -115,9 +123,10 @@ def _arguments(request: pb.LoadRequest, tokenizer: Any) -> Any:
 
     words = [
         f"--model={request.model_path}",
-        f"--served-model-name={request.served_model_name or request.model_path}",
         "--generation-config=vllm",
         "--disable-fastapi-docs",
+        "--served-model-name",
+        *(request.served_model_names or [request.served_model_name or request.model_path]),
     ]
     if tokenizer.chat_template is None:
         words.append(f"--chat-template={plain_template(tokenizer)}")

@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 from edgellm.wire import backend_pb2 as pb
 from edgellm_vllm.api import Api, start_api
+from edgellm_vllm.figures import Figures, stat_logger
 from edgellm_vllm.imports import without_garbage_collection
 from edgellm_vllm.kv.settings import CHUNK_TOKENS, may_share
 from edgellm_vllm.kv.sharing import silent_members, transfer_options
 from edgellm_vllm.placement import RankPlacement, difference, planned_placement
 from edgellm_vllm.progress import Kind, ProgressListener
-from edgellm_vllm.prompts import answer_tokens, check_sampling, prompt_token_ids
+from edgellm_vllm.prompts import InvalidRequest, answer_tokens, check_sampling, prompt_token_ids
+from edgellm_vllm.timings import Timings
 
 if TYPE_CHECKING:
     from vllm.v1.engine.async_llm import AsyncLLM
@@ -59,8 +61,10 @@ def import_vllm() -> None:
 class Engine:
     """One loaded model."""
 
-    def __init__(self, llm: AsyncLLM) -> None:
+    def __init__(self, llm: AsyncLLM, timings: Timings, figures: Figures) -> None:
         self._llm = llm
+        self._timings, self._figures = timings, figures
+        timings.watch(llm)
         self.lost = False
         """Whether a rank's process has died: the engine will never answer again."""
         self.max_model_len: int = llm.model_config.max_model_len
@@ -86,6 +90,7 @@ class Engine:
         Raises InvalidRequest before the first event, and RankLost.
         """
         from vllm import SamplingParams, TokensPrompt
+        from vllm.exceptions import VLLMClientError
         from vllm.sampling_params import RequestOutputKind
         from vllm.v1.engine.exceptions import EngineDeadError
 
@@ -102,6 +107,12 @@ class Engine:
             stop=list(sampling.stop) or None,
             ignore_eos=sampling.ignore_eos,
             logprobs=0 if sampling.logprobs else None,
+            top_k=sampling.top_k,
+            min_p=sampling.min_p,
+            presence_penalty=sampling.presence_penalty,
+            frequency_penalty=sampling.frequency_penalty,
+            repetition_penalty=sampling.repetition_penalty or 1.0,
+            stop_token_ids=list(sampling.stop_token_ids) or None,
             output_kind=RequestOutputKind.DELTA,
         )
         outputs = self._llm.generate(TokensPrompt(prompt_token_ids=ids), params, request.request_id)
@@ -122,6 +133,8 @@ class Engine:
                     )
         except EngineDeadError as error:
             raise RankLost from error
+        except VLLMClientError as error:
+            raise InvalidRequest(str(error)) from error
 
     async def abort(self, request_id: str) -> None:
         """Ends a request; its iterator ends with the finish reason "abort". Unknown ids do nothing."""
@@ -129,7 +142,7 @@ class Engine:
 
     async def start_api(self, request: pb.LoadRequest, socket: Path) -> Api:
         """Serves this engine as `edgellm_vllm.api.start_api` does."""
-        return await start_api(self._llm, request, socket)
+        return await start_api(self._llm, request, socket, self._timings, self._figures)
 
     async def close(self) -> None:
         """Ends the engine core and frees the ranks' devices."""
@@ -146,23 +159,27 @@ async def load(
     planned = planned_placement(request.stages, request.tensor_parallel)
     causes: list[str] = []
     engine: Engine | None = None
+    figures = Figures(request.served_model_name or request.model_path)
+    timings = Timings(figures, [stage.address for stage in request.stages])
 
     def heard(kind: Kind, name: str, detail: str) -> None:
         if kind == "phase":
             phase(name, detail)
         elif kind == "failed":
             causes.append(f"{name}: {detail}")
+        elif kind == "spent":
+            timings.spent(name, detail)
         elif engine is not None:
             engine.lose()
 
     progress.heard = heard
     sharing = await _sharing_members(request, phase) if request.share_kv else []
     try:
-        llm = await asyncio.to_thread(_build, request, [rank.address for rank in planned], sharing)
+        llm = await asyncio.to_thread(_build, request, [rank.address for rank in planned], sharing, figures)
     except Exception as error:
         await asyncio.sleep(0)  # the engine core's own account may still lie in the socket
         raise LoadError(causes[0] if causes else f"{type(error).__name__}: {error}") from error
-    engine = Engine(llm)
+    engine = Engine(llm, timings, figures)
     phase("placement", "ask each rank what it holds")
     real = await engine.placement()
     if wrong := difference(planned, real):
@@ -187,7 +204,7 @@ async def _sharing_members(request: pb.LoadRequest, phase: PhaseSink) -> list[st
     return members
 
 
-def _build(request: pb.LoadRequest, addresses: list[str], sharing: list[str]) -> AsyncLLM:
+def _build(request: pb.LoadRequest, addresses: list[str], sharing: list[str], figures: Figures) -> AsyncLLM:
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.platforms import current_platform
     from vllm.v1.engine.async_llm import AsyncLLM
@@ -234,4 +251,4 @@ def _build(request: pb.LoadRequest, addresses: list[str], sharing: list[str]) ->
         disable_log_stats=True,
         **options,
     )
-    return AsyncLLM.from_engine_args(arguments)
+    return AsyncLLM.from_engine_args(arguments, stat_loggers=[stat_logger(figures)])

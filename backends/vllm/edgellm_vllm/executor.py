@@ -5,6 +5,7 @@ Steps reach the ranks as `edgellm_vllm.steps` has them.
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from concurrent.futures import Future
@@ -18,6 +19,9 @@ from vllm.v1.executor.ray_executor_v2 import RayExecutorV2
 from vllm.v1.outputs import EMPTY_MODEL_RUNNER_OUTPUT
 
 from edgellm_vllm.progress import tell
+from edgellm_vllm.request_counts import counting_core
+from edgellm_vllm.spent import Ledger
+from edgellm_vllm.stage_clock import stamped
 from edgellm_vllm.steps import Constrained, Transfers, go_on_after_results, says_nothing
 
 if TYPE_CHECKING:
@@ -43,6 +47,7 @@ class PlacedRayExecutor(RayExecutorV2):
     def _init_executor(self) -> None:
         self._constrained = Constrained()
         self._transfers = Transfers()
+        self._ledger = Ledger()
         self._told_at = 0.0
         """When the ranks last got a step."""
         self._step: Any = None
@@ -50,6 +55,7 @@ class PlacedRayExecutor(RayExecutorV2):
         # The cache that these need in each rank is filled by another way than ours.
         self._multimodal: bool = self.vllm_config.model_config.is_multimodal_model
         go_on_after_results()
+        counting_core()
         try:
             self._reserve(self.vllm_config.additional_config[_CONFIG_KEY]["addresses"])
             tell("phase", "workers", "start the ranks and load their layers")
@@ -77,8 +83,11 @@ class PlacedRayExecutor(RayExecutorV2):
 
     def execute_model(self, scheduler_output: SchedulerOutput, non_block: bool = False) -> Any:
         """As the base class; the ranks sample at once where they can, and `sample_tokens` then has that result."""
+        for request, spent in self._ledger.finished(scheduler_output.finished_req_ids):
+            tell("spent", request, json.dumps([spent.prefill_s, spent.decode_s, spent.whole]))
         whole = not (self._constrained.any_in(scheduler_output) or self._multimodal)
         if not non_block or not whole or self.ec_output_aggregator:
+            self._ledger.step(scheduler_output.num_scheduled_tokens, ())
             return super().execute_model(scheduler_output, non_block)
         if says_nothing(scheduler_output):
             # Ranks that share their KV cache tell with each step which loads are done, so one that has nothing else to say
@@ -101,6 +110,7 @@ class PlacedRayExecutor(RayExecutorV2):
         )
         if not scheduler_output.total_num_scheduled_tokens:
             return step
+        step.add_done_callback(self._note)
         self._step = step
         return _done(None)
 
@@ -112,6 +122,14 @@ class PlacedRayExecutor(RayExecutorV2):
         if grammar_output is not None:
             raise RuntimeError("a step with a grammar was sampled from without it")
         return step if non_block else step.result()
+
+    def _note(self, step: Future[Any]) -> None:
+        if step.exception() is None:
+            output = step.result()
+            pairs = zip(output.req_ids, output.sampled_token_ids, strict=False)
+            self._ledger.step(
+                output.req_ids, stamped(output), {request for request, tokens in pairs if tokens}
+            )
 
     def shutdown(self) -> None:
         """As the base class, which also calls it, with `is_failed` set, when a rank's process has died."""

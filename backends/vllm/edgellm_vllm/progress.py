@@ -1,6 +1,7 @@
 """From the engine core's process to the head's: what bring-up does now, why it failed, that a rank died.
 
-vLLM tells its caller none of these: bring-up is one blocking call, and after a rank's death requests just hang.
+vLLM tells its caller none of these: bring-up is one blocking call, and after a rank's death requests just hang. And what an
+answer cost each stage.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ from typing import Literal
 
 _PATH = "EDGELLM_VLLM_PROGRESS"
 
-Kind = Literal["phase", "failed", "rank_died"]
+Kind = Literal["phase", "failed", "rank_died", "spent"]
+"""A "spent" is named like a request, when it has ended; its detail: seconds of each stage for the prompt, for the answer, and
+whether that is all, as JSON."""
 
 
 def tell(kind: Kind, name: str, detail: str = "") -> None:

@@ -73,7 +73,16 @@ def answer_tokens(prompt_tokens: int, wanted: int, max_model_len: int) -> int:
 
 def check_sampling(sampling: pb.SamplingParams) -> None:
     """Raises InvalidRequest for values outside their range."""
-    if not 0 <= sampling.temperature <= 100:
-        raise InvalidRequest(f"temperature must be between 0 and 100, not {sampling.temperature}")
+    if not 0 <= sampling.temperature <= 2:
+        raise InvalidRequest(f"temperature must be between 0 and 2, not {sampling.temperature}")
     if not 0 <= sampling.top_p <= 1:
         raise InvalidRequest(f"top_p must be between 0 and 1, not {sampling.top_p}")
+    if not 0 <= sampling.min_p <= 1:
+        raise InvalidRequest(f"min_p must be between 0 and 1, not {sampling.min_p}")
+    for name in ("presence_penalty", "frequency_penalty"):
+        if not -2 <= getattr(sampling, name) <= 2:
+            raise InvalidRequest(f"{name} must be between -2 and 2, not {getattr(sampling, name)}")
+    if not 0 <= sampling.repetition_penalty <= 100:
+        raise InvalidRequest(
+            f"repetition_penalty must be between 0 and 100, not {sampling.repetition_penalty}"
+        )

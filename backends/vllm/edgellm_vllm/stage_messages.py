@@ -22,8 +22,10 @@ from typing import Any
 import torch
 import torch.distributed
 
-_HEADER = struct.Struct("!IQ")
-"""Bytes of the description, bytes of all tensors with their padding."""
+from edgellm_vllm.stage_clock import CLOCK
+
+_HEADER = struct.Struct("!IQH")
+"""Bytes of the description, bytes of all tensors with their padding, and how many stages' computing times follow."""
 _HELLO = struct.Struct("!I16s")
 _CONNECT_TIMEOUT_S = 30.0
 _HELLO_TIMEOUT_S = 10.0
@@ -70,14 +72,17 @@ class StageMessages:
                     size += padding
         if to not in self._outgoing:
             self._outgoing[to] = self._connect(to)
-        self._outgoing[to].send([_HEADER.pack(len(described), size) + described, *parts])
+        spent = CLOCK.spent_s()
+        header = _HEADER.pack(len(described), size, len(spent)) + struct.pack(f"!{len(spent)}d", *spent)
+        self._outgoing[to].send([header + described, *parts])
 
     def receive(self, source: int) -> dict[str, torch.Tensor]:
         """The next tensors from there, in the order they were sent. Raises OSError when the other rank is gone."""
         while source not in self._incoming:
             self._accept()
         incoming = self._incoming[source]
-        described_bytes, size = _HEADER.unpack(_exactly(incoming, _HEADER.size))
+        described_bytes, size, stages = _HEADER.unpack(_exactly(incoming, _HEADER.size))
+        before = struct.unpack(f"!{stages}d", _exactly(incoming, 8 * stages))
         described = _understood(bytes(_exactly(incoming, described_bytes)))
         content = _exactly(incoming, size)
         tensors, start = {}, 0
@@ -89,6 +94,7 @@ class StageMessages:
             else:
                 flat = torch.empty(0, dtype=dtype)
             tensors[name] = flat.view(shape)
+        CLOCK.received(before)
         return tensors
 
     def _connect(self, to: int) -> _Outgoing:

@@ -11,6 +11,8 @@ from __future__ import annotations
 import functools
 from typing import TYPE_CHECKING, Any
 
+from edgellm_vllm.stage_clock import CLOCK, stamp
+
 if TYPE_CHECKING:
     from vllm.v1.core.sched.output import SchedulerOutput
 
@@ -102,5 +104,9 @@ class WholeSteps:
     def edgellm_step(self, step: SchedulerOutput) -> Any:
         """Runs the model and samples; the step's result, as vLLM's `sample_tokens` returns it."""
         worker: Any = self
+        CLOCK.begin()
         output = worker.execute_model(step)
-        return worker.sample_tokens(None) if output is None else output
+        if output is None:
+            output = worker.sample_tokens(None)
+        stamp(output, CLOCK.spent_s())
+        return output

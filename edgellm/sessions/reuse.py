@@ -1,0 +1,39 @@
+"""Which open session may answer a question that named none. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from edgellm.wire.session_pb2 import Description
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a cluster for the question would be."""
+
+    model: str
+    max_tokens: int
+    network: str
+    isolation: str
+
+
+def reusable(asked: Asked, sessions: Iterable[Description]) -> str | None:
+    """The name of a session that has nothing to do and is as it was asked for; of several the one opened last.
+
+    None where there is none. Whether the prompt fits, only the session can tell.
+    """
+    fitting = [session for session in sessions if _fits(asked, session)]
+    return max(fitting, key=lambda session: (session.opened_unix_ms, session.name)).name if fitting else None
+
+
+def _fits(asked: Asked, session: Description) -> bool:
+    is_idle = session.state == "ready" and not session.running_requests
+    is_same = (session.model, session.network, session.isolation) == (
+        asked.model,
+        asked.network,
+        asked.isolation,
+    )
+    return is_idle and is_same and session.max_model_len > asked.max_tokens
