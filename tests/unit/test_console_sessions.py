@@ -102,7 +102,7 @@ async def test_one_that_was_ready_and_is_no_more_is_closing(registry: Registry) 
 async def test_names_that_are_not_there(registry: Registry) -> None:
     async with sessions(registry) as it:
         for ask in (it.one("birch"), it.close("birch"), it.swap("birch", "other")):
-            with pytest.raises(NotKnown if ask.__name__ != "swap" else NotThere):
+            with pytest.raises(NotKnown):
                 await ask
         with pytest.raises(NotKnown):
             async with it.watch("birch"):
@@ -144,15 +144,16 @@ async def test_a_daemon_that_dies_without_a_word_is_given_one(
 
 async def test_events_tell_the_progress_and_each_state(registry: Registry) -> None:
     heard: list[Event] = []
-    with daemon(registry, state="starting") as (serving, files):
+    with trio.CancelScope() as scope, daemon(registry, state="starting") as (serving, files):
         files.progress.write_bytes(LINE)
         async with sessions(registry) as it, it.watch("amber") as events:
+            scope.deadline = trio.current_time() + 10
             heard += [await events.receive(), await events.receive()]
             with files.progress.open("ab") as progress:
                 progress.write(LINE.replace(b"ray", b"load") + b'{"at": 1.0, "wh')
             heard.append(await events.receive())
             heard.append(await events.receive())
-            serving.state = "ready"
+            serving.description.state = "ready"
             heard.append(await events.receive())
             registry.remove("amber")
             with trio.fail_after(5):
@@ -189,16 +190,20 @@ async def test_a_swap_is_told_while_it_goes_on(registry: Registry) -> None:
             assert (begun.state, begun.swapping_to) == ("swapping", "other")
             with pytest.raises(Conflict):
                 await it.swap("amber", "third")
-            async with it.watch("amber") as events:
-                line = (await events.receive()).data
-                assert isinstance(line, views.ProgressLine)
-                assert (line.phase, line.detail) == ("load", "other")
             go_on.set()
             with trio.fail_after(5):
                 while (shown := await it.one("amber")).state != "ready":
                     await trio.sleep(0.05)
             assert shown.swap_failure is not None
             assert shown.swap_failure.message == "no host has it"
+
+
+async def test_a_swap_that_another_asked_for_is_shown_too(registry: Registry) -> None:
+    with daemon(registry) as (serving, _):
+        serving.description.swapping_to, serving.description.detail = "other", "head ray"
+        async with sessions(registry) as it:
+            shown = await it.one("amber")
+    assert (shown.state, shown.swapping_to, shown.detail) == ("swapping", "other", "head ray")
 
 
 def test_what_is_left_of_one_that_never_began_is_swept(registry: Registry) -> None:
