@@ -115,6 +115,25 @@ async def test_one_that_cannot_be_joined_is_tried_again(world: World, autojump_c
     assert world.founded == []
 
 
+async def test_a_defect_is_told_and_ends_nothing(
+    world: World, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with world.member(KNOWN) as (it, watcher):
+        await it.place()
+
+        async def fail(network: object, key: str) -> None:
+            raise ValueError("no such thing")
+
+        monkeypatch.setattr("edgellm.testing.memory_network.MemoryNetwork.find_providers", fail)
+        problem = (await watcher.current()).problem
+        assert problem is not None
+        assert "no such thing" in problem.message
+        monkeypatch.undo()
+        monkeypatch.setattr(membership, "joined_swarm", world.join)
+        await trio.sleep(10)
+        assert (await watcher.current()).problem is None
+
+
 async def test_who_needs_a_swarm_is_not_held_to_one_that_is_gone(
     world: World, autojump_clock: MockClock
 ) -> None:
