@@ -231,7 +231,7 @@ def load(order: Order) -> Load:
         for answer in client.answers:
             try:
                 times = answer.token_times_s(order.tokens)
-            except (WrongAnswer, h11.RemoteProtocolError) as error:
+            except (WrongAnswer, h11.RemoteProtocolError, ValueError) as error:
                 errors.append(str(error))
             else:
                 # An event may carry several tokens; over an answer they even out.
