@@ -34,7 +34,9 @@ from tests.system.swarm import TINY, Swarm
 
 OUT = Path(__file__).parent / "out" / "gateway.json"
 CLIENTS = 64
-LOAD = Load(TINY, context=512, tokens=96)
+LOAD = Load(TINY, context=512, tokens=128)
+LEAST_TOKENS = 64
+"""Of an answer; `LOAD.tokens` are the most."""
 LONG_S = 60.0
 """Of the run in which no client may starve."""
 TURN_S = 15.0
@@ -72,7 +74,9 @@ class Stage:
 
     def load(self, side: Side, seed: str, window_s: float) -> LoadRun:
         """What `CLIENTS` get, the other side's ranks asleep."""
-        order = Order({"it": side.address}, TINY.name, LOAD.tokens, seed, CLIENTS, WARM_S, window_s)
+        order = Order(
+            {"it": side.address}, TINY.name, (LEAST_TOKENS, LOAD.tokens), seed, CLIENTS, WARM_S, window_s
+        )
         before_s = _cpu_s(self.daemon)
         with asleep(self.by_hand.ranks if side is self.session else self.session.ranks):
             found = chat_load.Load(**self._ask(order))
@@ -81,7 +85,7 @@ class Stage:
     def first_tokens(self) -> FirstTokens:
         """Of single requests to the gateway and to the engine's API behind it, in turns."""
         addresses = {"gateway": self.session.address, "engine": self.engine}
-        order = Order(addresses, TINY.name, tokens=2, seed="first", rounds=ROUNDS)
+        order = Order(addresses, TINY.name, tokens=(2, 2), seed="first", rounds=ROUNDS)
         with asleep(self.by_hand.ranks):
             return FirstTokens(**self._ask(order))
 
@@ -102,11 +106,11 @@ class LoadRun:
 
     @property
     def daemon_us_per_token(self) -> float:
-        return 1e6 * self.daemon_cpu_s / (self.found.answers * LOAD.tokens)
+        return 1e6 * self.daemon_cpu_s / self.found.tokens
 
     @property
     def client_us_per_token(self) -> float:
-        return 1e6 * self.found.own_cpu_s / (self.found.answers * LOAD.tokens)
+        return 1e6 * self.found.own_cpu_s / self.found.tokens
 
 
 @contextmanager

@@ -25,21 +25,26 @@ def usage(tokens: int) -> bytes:
     return event({"choices": [], "usage": {"completion_tokens": tokens}})
 
 
-def answer(*parts: bytes) -> Answer:
-    return Answer(0.0, [(float(number), part) for number, part in enumerate(parts)])
+def answer(tokens: int, *parts: bytes) -> Answer:
+    return Answer(tokens, [(float(number), part) for number, part in enumerate(parts)])
 
 
 def test_each_event_with_text_counts_when_its_last_byte_has_come() -> None:
     second = text("b")
     came = answer(
-        HEAD + text(""), text("a") + second[:9], second[9:], text("", "length") + usage(4), event(None) + END
+        4,
+        HEAD + text(""),
+        text("a") + second[:9],
+        second[9:],
+        text("", "length") + usage(4),
+        event(None) + END,
     )
     assert came.is_whole()
-    assert came.token_times_s(4) == [1.0, 2.0, 3.0]
+    assert came.token_times_s() == [1.0, 2.0, 3.0]
 
 
 def test_an_end_is_known_however_it_comes() -> None:
-    came = answer(HEAD + text("a"), event(None), *(bytes([byte]) for byte in END))
+    came = answer(4, HEAD + text("a"), event(None), *(bytes([byte]) for byte in END))
     assert came.is_whole()
     came.parts.pop()
     assert not came.is_whole()
@@ -57,4 +62,4 @@ def test_an_end_is_known_however_it_comes() -> None:
 )
 def test_what_is_no_such_answer_is_an_error(parts: tuple[bytes, ...]) -> None:
     with pytest.raises(WrongAnswer):
-        answer(*parts).token_times_s(2)
+        answer(2, *parts).token_times_s()
