@@ -8,7 +8,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -79,13 +79,16 @@ def stay(registry: Registry, name: str, on_open: Callable[[], None], *, quiet: b
     try:
         on_open()
         reason = _followed(registry, name, quiet=quiet)
-    except KeyboardInterrupt:
-        if not quiet:
-            say(f"closing {escape(name)} …")
+    # The second: the terminal is gone, and so is all that is written to it.
+    except (KeyboardInterrupt, OSError):
+        with suppress(OSError):
+            if not quiet:
+                say(f"closing {escape(name)} …")
         close_session(registry, name)
         reason = "you ended it"
-    if not quiet:
-        say(f"closed {escape(name)}: {escape(reason)}")
+    with suppress(OSError):
+        if not quiet:
+            say(f"closed {escape(name)}: {escape(reason)}")
 
 
 @contextmanager

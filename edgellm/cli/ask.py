@@ -21,9 +21,22 @@ if TYPE_CHECKING:
     from edgellm.wire import session_pb2
 
 OF_ITS_OWN = frozenset(
-    ("tp", "pp", "peers", "context", "network", "isolation", "disaggregate", "kv_share", "kv_scope")
+    (
+        "tp",
+        "pp",
+        "peers",
+        "context",
+        "network",
+        "isolation",
+        "disaggregate",
+        "kv_share",
+        "kv_scope",
+        "min_tok_s",
+        "max_load",
+        "mdns",
+    )
 )
-"""Options that say what the cluster is to be: where one is given, no open session is taken instead."""
+"""Options that say what the cluster is to be, or in which swarm: where one is given, no open session is taken instead."""
 _LOOK_S = 1.0
 """How long an open session has to say that it could answer."""
 
@@ -119,7 +132,9 @@ def ask(
     if not fresh and not any(_is_given(invocation, name) for name in OF_ITS_OWN):
         from edgellm.sessions.reuse import Asked
 
-        if _answered_by_session(Asked(model, max_tokens, network.value, isolation.value), question, show):
+        if _answered_by_session(
+            Asked(model, max_tokens, network.value, isolation.value, tuple(bootstrap or ())), question, show
+        ):
             return
     from edgellm.cli._run import run_interruptibly
     from edgellm.discovery.bootstrap import require_bootstrap

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -73,7 +74,7 @@ def console(
     wanted = ConsoleOptions(tuple(bootstrap or ()), mdns, isolation.value)
     with open_port(address, port) as listening, unwrapped():
         own_port = listening.getsockname()[1]
-        rules = make_rules(address, own_port, token)
+        rules = replace(make_rules(address, own_port, token), only_own_user=token is None)
         urls = urls_of(address, own_port)
 
         async def work() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import trio
@@ -11,6 +11,7 @@ from edgellm.console.chat import SessionEngines, engines_of
 from edgellm.console.local_hosts import NoHosts
 from edgellm.console.machine import Machine
 from edgellm.console.membership import Place
+from edgellm.console.own_session import OwnEngine, OwnSession
 from edgellm.console.sessions import SessionsHere
 from edgellm.console.sources import NotOffered, Sources
 from edgellm.console.watcher import SwarmWatcher
@@ -21,9 +22,12 @@ from edgellm.sessions.registry import Registry
 
 @asynccontextmanager
 async def attached_sources(
-    network: Network, paths: Paths, session: str, place: Place, *, isolation: str
+    network: Network, paths: Paths, session: str, place: Place, close: Callable[[], None], *, isolation: str
 ) -> AsyncIterator[Sources]:
-    """What a console needs, over `network`, for as long as the context lasts. `place` is where the daemon itself joined."""
+    """What a console of `session` alone needs, over `network`, for as long as the context lasts.
+
+    `place` is where the daemon itself joined; `close` has the session end.
+    """
     registry = Registry(paths.sessions)
     watcher = SwarmWatcher()
 
@@ -34,8 +38,12 @@ async def attached_sources(
         nursery.start_soon(watcher.look, network, place.bootstrap)
         yield Sources(
             swarm=watcher,
-            sessions=SessionsHere(registry, nursery, same_place, watcher.latency_s, isolation=isolation),
-            engines=SessionEngines(engines_of(registry)),
+            sessions=OwnSession(
+                SessionsHere(registry, nursery, same_place, watcher.latency_s, isolation=isolation),
+                session,
+                close,
+            ),
+            engines=OwnEngine(SessionEngines(engines_of(registry)), session),
             hosts=NoHosts(
                 NotOffered(
                     "hosts are not started from the console of a session", remedy="run `edgellm console`"

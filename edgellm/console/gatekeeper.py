@@ -23,10 +23,12 @@ from edgellm.console.guard import (
     Rules,
     largest_body,
     may_see_login,
+    of_another_user,
     refused,
     too_large,
 )
 from edgellm.console.problems import BrokenOff, problem_response
+from edgellm.loopback import is_of_same_user
 
 log = structlog.get_logger(__name__)
 
@@ -70,7 +72,11 @@ class Gatekeeper:
 
     async def _request(self, scope: Scope, receive: Receive, send: Send) -> None:
         head = _head(scope)
-        if (refusal := refused(head, self._rules)) is not None:
+        refusal = refused(head, self._rules)
+        if refusal is None and self._rules.token is None and self._rules.only_own_user:
+            client = scope.get("client")
+            refusal = None if client and is_of_same_user(client) else of_another_user()
+        if refusal is not None:
             await _answer(head, refusal)(scope, receive, send)
             return
         held = _Held()

@@ -32,11 +32,13 @@ class Rules:
     hosts: frozenset[str]
     """What requests may name as their Host, in lower case, with the port where it is not 80."""
     token: str | None = field(default=None, repr=False)
-    """None: everyone who can connect may ask."""
+    """None: everyone who can connect may ask, unless `only_own_user`."""
     cookie: str = "edgellm-console"
     """The cookie's name. Cookies are shared between the ports of a machine, so it has the port in it."""
     cookie_value: str = field(default="", repr=False)
     """What the cookie of somebody who said the token holds; never the token itself."""
+    only_own_user: bool = False
+    """Without a token, whether programs of other users of this machine are refused."""
 
 
 def hosts_of(names: Iterable[str], port: int) -> frozenset[str]:
@@ -78,6 +80,15 @@ def refused(head: Head, rules: Rules) -> Refusal | None:
         or _wrong_token(head, rules)
         or _wrong_type(head)
         or _wrong_size(head)
+    )
+
+
+def of_another_user() -> Refusal:
+    return Refusal(
+        403,
+        "permission",
+        "this console is for the user who started it",
+        "for others give it a token: --token, or EDGELLM_CONSOLE_TOKEN",
     )
 
 

@@ -223,7 +223,8 @@ class SessionsHere:
     # --- in threads
 
     async def _in_thread(self, work: Callable[..., T], *arguments: object) -> T:
-        return await trio.to_thread.run_sync(work, *arguments, limiter=self._limiter)
+        # Left behind when the console ends: what a thread waits for may be its own process.
+        return await trio.to_thread.run_sync(work, *arguments, abandon_on_cancel=True, limiter=self._limiter)
 
     def _look(self, name: str) -> views.Session:
         self._reap()

@@ -38,6 +38,12 @@ class Client:
         return fd
 
     @property
+    def address(self) -> tuple[str, int]:
+        """Where it is."""
+        host, port = self._stream.socket.getpeername()[:2]
+        return str(host), int(port)
+
+    @property
     def takes_chunks(self) -> bool:
         """Whether the answer to this request can be sent in chunks."""
         return self._http.their_http_version == b"1.1" and self._method != b"HEAD"

@@ -82,9 +82,18 @@ def is_for_console(head: Head) -> bool:
     return head.path in _CONSOLE_PAGES or head.path.startswith(_CONSOLE)
 
 
-def refused_of_console(head: Head) -> Refusal | None:
-    """What cannot even be passed on to it."""
-    return _ambiguous(head) or _wrong_size(head)
+def refused_of_console(head: Head, rules: Rules) -> Refusal | None:
+    """What is not even passed on to it."""
+    return _ambiguous(head) or _wrong_host(head, rules) or _wrong_origin(head, rules)
+
+
+def of_another_user() -> Refusal:
+    """Where no key says who may: questions are everybody's on this machine, closing the session is not."""
+    return Refusal(
+        403,
+        "permission_error",
+        "the console of this session is for the user who opened it; with EDGELLM_API_KEY, for whoever has that key",
+    )
 
 
 def refused(head: Head, rules: Rules) -> Refusal | None:
@@ -158,8 +167,8 @@ def _wrong_size(head: Head) -> Refusal | None:
     return too_large()
 
 
-def too_large() -> Refusal:
-    return Refusal(413, "invalid_request_error", f"a request has at most {MAX_BODY_BYTES >> 20} MiB")
+def too_large(most_bytes: int = MAX_BODY_BYTES) -> Refusal:
+    return Refusal(413, "invalid_request_error", f"a request has at most {most_bytes >> 20} MiB")
 
 
 def require_key(key: str | None) -> None:

@@ -26,18 +26,22 @@ from edgellm.gateway.guard import (
     Refusal,
     Rules,
     is_for_console,
+    of_another_user,
     refused,
     refused_of_console,
     too_large,
 )
 from edgellm.gateway.relay import Relay, open_relay
 from edgellm.gateway.state import Broken, Closing, Ready, Starting, State, Swapping
+from edgellm.loopback import is_of_same_user
 
 log = structlog.get_logger(__name__)
 
 MAX_CONNECTIONS = 256
 MAX_UPLOADS_BYTES = 256 << 20
 """Of all requests that are being read."""
+MAX_CONSOLE_BYTES = 1 << 20
+"""Of a request to the console: who sends it is looked at there, after it was read here."""
 UPLOAD_S = 120.0
 """For a whole request body."""
 RETRY_S = 2
@@ -143,7 +147,10 @@ class Gateway:
         self, client: Client, request: h11.Request, head: Head, console: Callable[[], Awaitable[str]]
     ) -> None:
         """By the console. Pages that watch something hold none of the session's places."""
-        body = refused_of_console(head) or await self._whole(client)
+        refusal = refused_of_console(head, self._rules)
+        if refusal is None and self._rules.api_key is None and not is_of_same_user(client.address):
+            refusal = of_another_user()
+        body = refusal or await self._whole(client, MAX_CONSOLE_BYTES)
         if isinstance(body, Refusal):
             await client.refuse(body, head.path)
             return
@@ -194,18 +201,19 @@ class Gateway:
             return _busy(f"{self._running} requests are running, as many as this session takes")
         return None
 
-    async def _whole(self, client: Client) -> bytes | Refusal:
+    async def _whole(self, client: Client, most_bytes: int | None = None) -> bytes | Refusal:
         """A request's body, or why it is not taken."""
+        most = most_bytes or MAX_BODY_BYTES
         try:
-            return await self._body(client)
+            return await self._body(client, most)
         except _TooLarge:
-            return too_large()
+            return too_large(most)
         except _NoRoom:
             return _busy("too much is being sent to this session at once")
         except h11.RemoteProtocolError as error:
             return Refusal(400, "invalid_request_error", str(error))
 
-    async def _body(self, client: Client) -> bytes:
+    async def _body(self, client: Client, most_bytes: int) -> bytes:
         """The whole body of a request. Raises _TooLarge, _NoRoom, TooSlowError, h11.RemoteProtocolError."""
         parts = []
         size = 0
@@ -214,7 +222,7 @@ class Gateway:
                 while (part := await client.body()) is not None:
                     size += len(part)
                     self._uploads_bytes += len(part)
-                    if size > MAX_BODY_BYTES:
+                    if size > most_bytes:
                         raise _TooLarge
                     if self._uploads_bytes > MAX_UPLOADS_BYTES:
                         raise _NoRoom

@@ -22,7 +22,7 @@ from edgellm.models.tokens import count_tokens
 from edgellm.p2p.network import Network, PeerAddress
 from edgellm.planning.plan import make_plan
 from edgellm.requester.choose import Wanted, fitted, plan_request
-from edgellm.requester.discover import Offers, discover
+from edgellm.requester.discover import Lent, Offers, discover
 from edgellm.requester.kv import KvRequester, tracked
 from edgellm.requester.lease import leased
 from edgellm.requester.model_files import KnownModel, fetch_model
@@ -105,14 +105,22 @@ def learning(
 
 
 async def choose(
-    requester: Requester, model: str, question: Question | None, wanted: Wanted, on_progress: OnProgress
+    requester: Requester,
+    model: str,
+    question: Question | None,
+    wanted: Wanted,
+    on_progress: OnProgress,
+    *,
+    freed: Mapping[str, Lent] | None = None,
 ) -> Choice:
     """Who offers `model` now, and what to ask of them, sized for `question` where there is one.
+
+    With `freed`: who would, were that no longer lent.
 
     Raises DiscoveryError, PlanError, ModelError or UsageError where no cluster is possible.
     """
     on_progress(Progress("", "discover", model))
-    versions = await discover(requester.network, model, book=requester.book, now=requester.now)
+    versions = await discover(requester.network, model, book=requester.book, now=requester.now, freed=freed)
     on_progress(Progress("", "plan", _versions_text(versions)))
     return await _first_that_fits(requester, model, versions, question, wanted)
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 
 from edgellm.discovery.collect import Found, SequenceBook, Sighting, find_hosts
 from edgellm.errors import DiscoveryError
@@ -22,10 +22,26 @@ class Offers:
     hosts: dict[str, PeerAddress]
 
 
+@dataclass(frozen=True, slots=True)
+class Lent:
+    """What a host lends to a cluster."""
+
+    devices: tuple[str, ...]
+    memory_bytes: int
+    """Of each."""
+
+
 async def discover(
-    network: Network, model: str, *, book: SequenceBook, now: Callable[[], float]
+    network: Network,
+    model: str,
+    *,
+    book: SequenceBook,
+    now: Callable[[], float],
+    freed: Mapping[str, Lent] | None = None,
 ) -> tuple[Offers, ...]:
     """What the swarm offers of `model` (a name or a digest), one entry for each version, the most offered first.
+
+    `freed` says by peer what is lent now and is to count as free.
 
     Raises DiscoveryError when nobody offers it, saying what is offered instead.
     """
@@ -42,7 +58,11 @@ async def discover(
     return tuple(
         Offers(
             digest,
-            tuple(_candidate(sighting, digest) for sighting, offer in willing if offer.digest == digest),
+            tuple(
+                _candidate(sighting, digest, (freed or {}).get(sighting.advert.peer))
+                for sighting, offer in willing
+                if offer.digest == digest
+            ),
             {
                 sighting.advert.peer: PeerAddress(sighting.advert.peer, sighting.advert.addresses)
                 for sighting, offer in willing
@@ -53,14 +73,20 @@ async def discover(
     )
 
 
-def _candidate(sighting: Sighting, digest: str) -> Candidate:
+def _candidate(sighting: Sighting, digest: str, freed: Lent | None) -> Candidate:
     advert = sighting.advert
+    devices = free_devices(advert)
+    if freed is not None:
+        lent = (device for device in advert.devices if device.id in freed.devices and device not in devices)
+        devices += tuple(
+            replace(device, memory_bytes=max(device.memory_bytes, freed.memory_bytes)) for device in lent
+        )
     return Candidate(
         peer=advert.peer,
         name=advert.name,
         digest=digest,
         engine=advert.engine,
-        devices=free_devices(advert),
+        devices=devices,
         fabrics=advert.fabrics,
         round_trip_s=sighting.round_trip_s,
         load=advert.load,

@@ -11,6 +11,7 @@ import signal
 import sys
 import threading
 import time
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -41,6 +42,8 @@ log = structlog.get_logger(__name__)
 
 IDLE_CHECK_S = 0.5
 OWNER_CHECK_S = 1.0
+MAX_LINES = 200
+"""That are kept of what one member says during a bring-up."""
 
 
 async def hold(
@@ -71,33 +74,49 @@ async def hold(
         max_load=order.max_load,
     )
     with files.progress.open("a", buffering=1) as progress, unwrapped():
+        told: Counter[str] = Counter()
 
         def tell(item: Progress) -> None:
+            if item.phase == "discover":
+                told.clear()
+            told[item.who] += 1
+            if told[item.who] > MAX_LINES:
+                # What hosts say is not ours to bound, but what is kept of it is.
+                return
             serving.note(" ".join(filter(None, (item.who, item.phase, item.detail))))
             line = {"at": time.time(), "who": item.who, "phase": item.phase, "detail": item.detail}
             progress.write(msgspec.json.encode(line).decode() + "\n")
 
         async with (
             open_requester(options, default_paths()) as requester,
-            trio.open_nursery() as nursery,
             holding(requester, wanted, serving, tell) as clusters,
+            trio.open_nursery() as nursery,
         ):
             nursery.start_soon(console.serve, requester.network)
             await clusters.begin(order.model)
-            write_record(files, msgspec.structs.replace(record, state="ready"))
+            ready = msgspec.structs.replace(record, state="ready")
+            write_record(files, ready)
+            swapping = trio.CancelScope()
+
+            async def swap() -> None:
+                with swapping:
+                    while True:
+                        if (asked := desk.taken()) is not None:
+                            await clusters.swap(asked)
+                            write_record(files, msgspec.structs.replace(ready, model=serving.model))
+                        await trio.sleep(IDLE_CHECK_S)
+
+            nursery.start_soon(swap)
             try:
                 while not serving.expired():
                     if serving.cost.is_used_up(time.time()):
+                        swapping.cancel()
                         await _finish(serving)
                         break
-                    if (swap := desk.taken()) is not None:
-                        await clusters.swap(swap)
-                        write_record(
-                            files, msgspec.structs.replace(record, state="ready", model=serving.model)
-                        )
                     await trio.sleep(IDLE_CHECK_S)
                 serving.leave(f"idle for {format_duration(order.idle_s)}")
                 log.info("closing", reason=serving.detail)
+                await clusters.end()
             finally:
                 serving.leave()
             nursery.cancel_scope.cancel()
@@ -139,7 +158,7 @@ async def run(order: Order, files: SessionFiles) -> int:
 
             listener = await _listener(order.port)
             service.endpoint = f"http://127.0.0.1:{_port(listener)}/v1"
-            console = OwnConsole(order, _port(listener))
+            console = OwnConsole(order, _port(listener), close_asked.set)
             gateway = Gateway(
                 Rules(_port(listener), order.api_key),
                 serving.state,

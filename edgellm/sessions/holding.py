@@ -16,9 +16,19 @@ import structlog
 import trio
 
 from edgellm.cluster.head import Progress
-from edgellm.errors import EdgeError, LeaseError, PlanError, SessionError, UsageError, unwrapped
+from edgellm.errors import (
+    EdgeError,
+    EngineError,
+    HostLost,
+    LeaseError,
+    PlanError,
+    SessionError,
+    UsageError,
+    unwrapped,
+)
 from edgellm.requester.choose import Wanted
-from edgellm.requester.cluster import Requester, opened_cluster
+from edgellm.requester.cluster import Requester, choose, opened_cluster
+from edgellm.requester.discover import Lent
 from edgellm.sessions.serving import Serving, Slot
 
 log = structlog.get_logger(__name__)
@@ -27,6 +37,7 @@ DRAIN_S = 1800.0
 """How long a cluster that is replaced may finish its answers."""
 MAX_NAMES = 8
 """Models of a session whose names its requests may say: the one that is served, and the last ones before it."""
+END_S = 10.0
 FREED_S = 15.0
 """How long hosts may take until their adverts say that they are free again."""
 _RETRY_S = 0.5
@@ -86,6 +97,9 @@ class Holding:
             if self._current is None:
                 raise
             log.warning("a swap failed", model=swap.model, error=str(error))
+        except BaseException:
+            swap.failure = SessionError("the session ended during the swap")
+            raise
         finally:
             swap.ended.set()
 
@@ -94,9 +108,12 @@ class Holding:
         assert old is not None
         try:
             new = await self._brought_up(model, tell)
-        except (PlanError, LeaseError) as error:
+        except PlanError as error:
+            # Else nothing is gained by letting the old one go.
+            await self._require_room_without(old, model)
             tell(Progress("", "swap", f"no room for both: {error}"))
         else:
+            await self._require_api(new, old)
             self._take(new)
             tell(
                 Progress("", "swap", f"{model} answers; {old.slot.model} finishes {_answers(old.slot.users)}")
@@ -108,11 +125,37 @@ class Holding:
         self._current = None
         await self._let_go(old)
         try:
-            self._take(await self._brought_up_once_free(model, tell))
+            new = await self._brought_up_once_free(model, tell)
+            await self._require_api(new, old)
+            self._take(new)
         except EdgeError as error:
             tell(Progress("", "swap", f"failed: {error}; {old.slot.model} comes back"))
             self._take(await self._brought_up_once_free(old.slot.model, tell))
             raise
+
+    async def _require_room_without(self, old: _Held, model: str) -> None:
+        """Raises PlanError where `model` could not be planned even on what the cluster `old` leaves."""
+        plan = old.slot.opened.cluster.plan
+        freed = {worker.peer: Lent(worker.devices, worker.memory_bytes) for worker in plan.workers}
+        await choose(self._requester, model, None, self._wanted, lambda line: None, freed=freed)
+
+    async def _require_api(self, new: _Held, old: _Held) -> None:
+        """Raises EngineError, and lets `new` go, where it would answer fewer than `old` does."""
+        if old.slot.opened.cluster.api_socket is None or new.slot.opened.cluster.api_socket is not None:
+            return
+        await self._let_go(new)
+        raise EngineError(
+            f"the engine of {new.slot.model} serves no API, so the session's endpoint would end",
+            remedy="ask it by `edgellm ask`, without a session's endpoint",
+        )
+
+    async def end(self) -> None:
+        """Lets the cluster in use go, in its own way; waits for it at most `END_S`."""
+        held, self._current = self._current, None
+        if held is not None:
+            held.let_go.set()
+            with trio.move_on_after(END_S):
+                await held.gone.wait()
 
     async def _brought_up_once_free(self, model: str, tell: Callable[[Progress], None]) -> _Held:
         """As `_brought_up`, of hosts that were let go just now: a moment passes until all of them say so."""
@@ -120,8 +163,8 @@ class Holding:
         while True:
             try:
                 return await self._brought_up(model, tell)
-            except (PlanError, LeaseError):
-                if trio.current_time() > deadline:
+            except (PlanError, LeaseError) as error:
+                if trio.current_time() > deadline or isinstance(error, HostLost):
                     raise
                 await trio.sleep(_RETRY_S)
 

@@ -5,6 +5,7 @@ it needs takes a second to import and some memory.
 from __future__ import annotations
 
 import secrets
+from collections.abc import Callable
 from pathlib import Path
 
 import structlog
@@ -17,14 +18,16 @@ from edgellm.sessions.daemon_order import Order
 log = structlog.get_logger(__name__)
 
 _START_S = 30.0
+_RETRY_S = 5.0
 _POLL_S = 0.02
 
 
 class OwnConsole:
     """Of one session, whose endpoint listens on `port`."""
 
-    def __init__(self, order: Order, port: int) -> None:
-        self._order, self._port = order, port
+    def __init__(self, order: Order, port: int, close: Callable[[], None]) -> None:
+        """`close` has the session end."""
+        self._order, self._port, self._close = order, port, close
         self._is_wanted = trio.Event()
         self._serves = trio.Event()
         self._socket = ""
@@ -39,12 +42,14 @@ class OwnConsole:
     async def serve(self, network: Network) -> None:
         """Over the daemon's own place in the swarm, until it is cancelled. Whatever goes wrong in it, the session goes on."""
         await self._is_wanted.wait()
-        await trio.to_thread.run_sync(_import)
-        try:
-            await self._serve(network)
-        except Exception:
-            self._serves = trio.Event()
-            log.exception("the session's console failed")
+        while True:
+            try:
+                await trio.to_thread.run_sync(_import)
+                await self._serve(network)
+            except Exception:
+                self._serves = trio.Event()
+                log.exception("the session's console failed")
+            await trio.sleep(_RETRY_S)
 
     async def _serve(self, network: Network) -> None:
         from edgellm.console.app import create_app
@@ -63,7 +68,7 @@ class OwnConsole:
         place = Place(order.bootstrap, mdns=order.mdns)
         path = Path(order.directory) / "console.sock"
         async with attached_sources(
-            network, default_paths(), order.name, place, isolation=order.isolation
+            network, default_paths(), order.name, place, self._close, isolation=order.isolation
         ) as sources:
             app = create_app(sources, rules)
             async with trio.open_nursery() as nursery:

@@ -18,6 +18,8 @@ class Asked:
     max_tokens: int
     network: str
     isolation: str
+    bootstrap: tuple[str, ...] = ()
+    """Of the swarm that was asked for by name; (): any that the user's sessions are in."""
 
 
 def reusable(asked: Asked, sessions: Iterable[Description]) -> str | None:
@@ -36,4 +38,7 @@ def _fits(asked: Asked, session: Description) -> bool:
         asked.network,
         asked.isolation,
     )
-    return is_idle and is_same and session.max_model_len > asked.max_tokens
+    # What a wider scope keeps of a prompt, others can read.
+    is_private = session.kv_scope in ("", "session")
+    is_there = set(asked.bootstrap) <= set(session.bootstrap)
+    return is_idle and is_same and is_private and is_there and session.max_model_len > asked.max_tokens

@@ -23,6 +23,9 @@ class SessionService(session_pb2_grpc.SessionServicer):
     def __init__(self, order: Order, serving: Serving, desk: SwapDesk, close: Callable[[], None]) -> None:
         self._order, self._serving, self._desk, self._close = order, serving, desk, close
         self._opened_at = time.time()
+        self._lock = threading.Lock()
+        self._uses = 0
+        """Calls of `Use` that go on, those that wait for a cluster included."""
         self.endpoint = ""
 
     def Describe(
@@ -40,6 +43,8 @@ class SessionService(session_pb2_grpc.SessionServicer):
             endpoint=self.endpoint,
             network=self._order.fabric,
             isolation=self._order.isolation,
+            kv_scope=self._order.kv_scope or "",
+            bootstrap=self._order.bootstrap,
             cost_s=cost.spent(time.time()),
             max_cost_s=cost.limit_s,
             swapping_to=self._serving.swapping_to,
@@ -70,22 +75,31 @@ class SessionService(session_pb2_grpc.SessionServicer):
     def Use(
         self, request: session_pb2.UseRequest, context: grpc.ServicerContext
     ) -> Iterator[session_pb2.Engine]:
+        with self._lock:
+            if self._uses >= MAX_REQUESTS_AT_ONCE:
+                # The threads that are left are for those who describe or close the session.
+                busy = f"it answers {self._uses} questions already"
+                context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, busy)
+            self._uses += 1
+        try:
+            yield from self._use(context)
+        finally:
+            with self._lock:
+                self._uses -= 1
+
+    def _use(self, context: grpc.ServicerContext) -> Iterator[session_pb2.Engine]:
         ended = threading.Event()
         # False where the caller has gone already.
         if not context.add_callback(ended.set):
             return
-        if (running := self._serving.idleness.running) >= MAX_REQUESTS_AT_ONCE:
-            # The threads that are left are for those who describe or close the session.
-            context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, f"it answers {running} questions already")
         while True:
             with self._serving.used() as slot:
                 if slot is not None:
                     yield session_pb2.Engine(socket=str(slot.opened.cluster.engine_socket))
                     ended.wait()
                     return
-            if self._serving.is_closing:
-                context.abort(grpc.StatusCode.FAILED_PRECONDITION, f"it closes: {self._serving.detail}")
-            if not self._serving.swapping_to:
+            # In this order: a swap that ends between the two has left a cluster.
+            if not self._serving.swapping_to and self._serving.slot is None:
                 context.abort(grpc.StatusCode.FAILED_PRECONDITION, "the session is still starting")
             if ended.wait(_POLL_S):
                 return

@@ -14,14 +14,15 @@ from trio.testing import MockClock
 from edgellm.console import membership
 from edgellm.console.attached import attached_sources
 from edgellm.console.membership import Membership, Place
-from edgellm.console.sources import NotOffered, Unavailable
-from edgellm.console.views import NewHost
+from edgellm.console.sources import NotKnown, NotOffered, Unavailable
+from edgellm.console.views import NewHost, NewSession
 from edgellm.console.watcher import SwarmWatcher
 from edgellm.discovery.bootstrap import remember
 from edgellm.errors import DiscoveryError, UsageError
 from edgellm.p2p.network import Network
 from edgellm.p2p.node import NodeConfig
 from edgellm.paths import Paths
+from edgellm.sessions.registry import Registry
 from edgellm.testing.memory_network import MemoryHub, open_hub
 from tests.unit.test_console_swarm import join
 
@@ -178,10 +179,31 @@ async def test_the_sources_of_a_sessions_daemon(world: World, autojump_clock: Mo
     await join(world.hub, "alice")
     place = Place((KNOWN,), False)
     network = world.hub.join()
-    async with attached_sources(network, world.paths, "amber", place, isolation="bwrap") as sources:
+    closed: list[bool] = []
+    Registry(world.paths.sessions).reserve("amber")
+    Registry(world.paths.sessions).reserve("birch")
+    async with attached_sources(
+        network, world.paths, "amber", place, lambda: closed.append(True), isolation="bwrap"
+    ) as sources:
         assert sources.session == "amber"
         assert [peer.name for peer in (await sources.swarm.current()).peers] == ["alice"]
         assert not sources.hosts.offered
         with pytest.raises(NotOffered, match="from the console of a session"):
             await sources.hosts.start(NewHost(model="tiny", memory_bytes=1))
-        assert (sources.hosts.all(), await sources.sessions.all()) == ((), ())
+        assert sources.hosts.all() == ()
+        # Others' sessions may be locked, and this one's endpoint open.
+        assert [session.name for session in await sources.sessions.all()] == ["amber"]
+        for call in (sources.sessions.one, sources.sessions.close):
+            with pytest.raises(NotKnown, match="session 'amber' alone"):
+                await call("birch")
+        with pytest.raises(NotKnown):
+            await sources.sessions.swap("birch", "tiny")
+        with pytest.raises(NotKnown):
+            sources.engines.ask("birch", {})
+        with pytest.raises(NotKnown):
+            await sources.engines.timings("birch", "abc")
+        with pytest.raises(NotOffered):
+            await sources.sessions.open(NewSession(model="tiny"))
+        # The daemon cannot wait for its own end.
+        await sources.sessions.close("amber")
+        assert closed == [True]

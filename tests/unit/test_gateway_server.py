@@ -179,7 +179,11 @@ async def read_answer(stream: trio.SocketStream) -> Answer:
 
 @asynccontextmanager
 async def endpoint(
-    engine: EngineApi | None = None, *, api_key: str | None = None, most_at_once: int = 8
+    engine: EngineApi | None = None,
+    *,
+    api_key: str | None = None,
+    most_at_once: int = 8,
+    with_console: bool = False,
 ) -> AsyncIterator[Endpoint]:
     engine = engine or EngineApi()
     with tempfile.TemporaryDirectory() as directory:
@@ -191,7 +195,17 @@ async def endpoint(
         port = listeners[0].socket.getsockname()[1]
         ready = Ready(path, "alice 0-3, bob 4-7")
         it = Endpoint(port, engine, ready, ready=ready)
-        gateway = Gateway(Rules(port, api_key), lambda: it.state, it.count, most_at_once=most_at_once)
+
+        async def console() -> str:
+            return path
+
+        gateway = Gateway(
+            Rules(port, api_key),
+            lambda: it.state,
+            it.count,
+            most_at_once=most_at_once,
+            console=console if with_console else None,
+        )
         async with trio.open_nursery() as nursery:
             nursery.start_soon(trio.serve_listeners, engine.serve, [trio.SocketListener(listening)])
             nursery.start_soon(gateway.serve, listeners[0])
@@ -327,6 +341,56 @@ async def test_a_request_that_waited_in_vain_is_told(monkeypatch: pytest.MonkeyP
         it.state = Swapping("tiny-b: alice loading weights")
         answer = await it.ask()
         assert (answer.status, "alice loading weights" in str(answer.error["message"])) == (503, True)
+
+
+CONSOLE_PATHS = ("/", "/console/sessions/amber", "/api/v1/sessions", "/login")
+
+
+@pytest.mark.parametrize("path", CONSOLE_PATHS)
+async def test_pages_are_the_consoles_and_hold_no_place(path: str) -> None:
+    async with endpoint(with_console=True, most_at_once=0) as it:
+        answer = await it.ask("GET", path, body=b"", cookie="a=b", sec_fetch_site="same-origin")  # type: ignore[arg-type]
+        assert (answer.status, answer.whole, it.begun) == (200, True, 0)
+        target, headers, _ = it.engine.asked[0]
+        assert target == path.encode()
+        assert headers[b"host"] == f"127.0.0.1:{it.port}".encode()
+        assert (headers[b"cookie"], headers[b"sec-fetch-site"]) == (b"a=b", b"same-origin")
+
+
+async def test_pages_of_others_and_other_users_do_not_even_begin_the_console(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with endpoint(with_console=True) as it:
+        other = await it.ask("GET", "/", body=b"", origin="http://evil.example")  # type: ignore[arg-type]
+        assert other.status == 403
+        large = await it.ask("POST", "/api/v1/hosts", body=b"x" * (server.MAX_CONSOLE_BYTES + 1))  # type: ignore[arg-type]
+        assert large.status == 413
+        monkeypatch.setattr(server, "is_of_same_user", lambda address: False)
+        assert (await it.ask("GET", "/", body=b"")).status == 403  # type: ignore[arg-type]
+        assert not it.engine.asked
+    async with endpoint(with_console=True, api_key="secret") as it:
+        # Its own rules ask for the key.
+        assert (await it.ask("GET", "/", body=b"")).status == 200  # type: ignore[arg-type]
+
+
+async def test_figures_for_prometheus_count_answers_by_path_and_status() -> None:
+    async with endpoint(api_key="secret") as it:
+        await it.ask(authorization="Bearer secret")
+        await it.ask()
+        await it.ask("GET", "/nowhere", body=b"")  # type: ignore[arg-type]
+        assert (await it.ask("GET", "/metrics", body=b"")).status == 401  # type: ignore[arg-type]
+        answer = await it.ask("GET", "/metrics", body=b"", authorization="Bearer secret")  # type: ignore[arg-type]
+        text = answer.body.decode()
+        assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
+        for line in (
+            'edgellm_gateway_requests_total{path="/v1/chat/completions",status="200"} 1.0',
+            'edgellm_gateway_requests_total{path="/v1/chat/completions",status="401"} 1.0',
+            'edgellm_gateway_requests_total{path="other",status="404"} 1.0',
+            "edgellm_gateway_connections 1.0",
+        ):
+            assert line in text
+        # Of the engine, which is asked for its own.
+        assert text.endswith("data: [DONE]\n\n")
 
 
 async def test_an_engine_that_breaks_off_is_said_as_far_as_it_can_be() -> None:

@@ -4,14 +4,22 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
 
-from edgellm.errors import DiscoveryError, HostLost, PlanError, SessionError, UsageError, unwrapped
+from edgellm.errors import (
+    DiscoveryError,
+    EngineError,
+    HostLost,
+    PlanError,
+    SessionError,
+    UsageError,
+    unwrapped,
+)
 from edgellm.gateway.state import Ready, Starting, Swapping
 from edgellm.requester.choose import Wanted
 from edgellm.requester.cluster import opened_cluster
@@ -118,6 +126,36 @@ async def test_the_old_model_comes_back_where_the_new_one_does_not_fit(
         assert it.serving.slot not in (None, before)
         assert it.serving.model == "tiny"
         assert any("comes back" in line.detail for line in swap.lines)
+
+
+async def test_what_would_not_fit_on_freed_hosts_either_takes_no_cluster_down(tmp_path: Path) -> None:
+    async with session(tmp_path, "alice") as it:
+        before = it.serving.slot
+        it.clusters._wanted = replace(it.clusters._wanted, min_tok_s=1e9)
+        swap = await it.swap("other")
+        assert isinstance(swap.failure, PlanError)
+        assert it.serving.slot is before
+
+
+async def test_a_session_that_ends_during_a_swap_has_not_swapped(tmp_path: Path) -> None:
+    swap = Swap("other")
+    async with session(tmp_path, "alice") as it, trio.open_nursery() as nursery:
+        with it.serving.used():
+            nursery.start_soon(it.clusters.swap, swap)
+            while not isinstance(it.serving.state(), Swapping):
+                await trio.sleep(0.02)
+            nursery.cancel_scope.cancel()
+    assert swap.ended.is_set()
+    assert isinstance(swap.failure, SessionError)
+
+
+async def test_a_cluster_without_an_api_takes_no_endpoints_place(tmp_path: Path) -> None:
+    async with session(tmp_path, "alice", "bob") as it:
+        before = it.serving.slot
+        it.clusters._wanted = replace(it.clusters._wanted, serves_api=False)
+        swap = await it.swap("other")
+        assert isinstance(swap.failure, EngineError)
+        assert it.serving.slot is before
 
 
 async def test_requests_may_go_on_to_say_names_of_before(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -218,6 +219,7 @@ def test_a_question_that_names_a_model_goes_to_an_idle_session_of_it(
     registry: Registry, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with daemon(registry) as (serving, _):
+        serving.description.bootstrap.append(NOBODY)
         assert ask_model("why is it blue", "--raw", "--bootstrap", NOBODY) == 0
         assert serving.used.wait(5)
     out, err = capfd.readouterr()
@@ -246,6 +248,8 @@ FRESH = (
     ["--no-kv-share"],
     ["--kv-scope", "session"],
     ["--disaggregate", "never"],
+    ["--min-tok-s", "5"],
+    ["--max-load", "0.5"],
 )
 
 
@@ -321,12 +325,21 @@ def test_of_several_idle_sessions_the_last_one_opened_is_taken() -> None:
         {"isolation": "none"},
         {"network": ""},
         {"max_model_len": 512},
+        {"kv_scope": "public"},
     ],
     ids=str,
 )
 def test_a_session_that_is_busy_or_other_than_asked_for_is_left_alone(difference: dict[str, Any]) -> None:
     assert reusable(ASKED, [described(**difference)]) is None
     assert reusable(ASKED, [described(**difference), described("birch", opened_unix_ms=1)]) == "birch"
+
+
+def test_a_session_of_another_swarm_than_was_named_is_left_alone() -> None:
+    asked = replace(ASKED, bootstrap=("/ip4/10.0.0.1/tcp/4001/p2p/a",))
+    here = described(bootstrap=["/ip4/10.0.0.1/tcp/4001/p2p/a", "/ip4/10.0.0.2/tcp/4001/p2p/b"])
+    assert reusable(asked, [described(), described(bootstrap=["/ip4/10.0.0.9/tcp/4001/p2p/c"])]) is None
+    assert reusable(asked, [here]) == "amber"
+    assert reusable(ASKED, [here]) == "amber"
 
 
 LIGHT = """

@@ -64,7 +64,7 @@ async def test_an_answer_is_queue_prefill_and_decode(timings: Timings) -> None:
 
 async def test_what_stages_computed_is_told_apart_from_the_way_between_them(timings: Timings) -> None:
     await ask(timings, llm(output(1), output(1, finished=True, last=11.5)))
-    timings.spent("abc-0123abcd", json.dumps([[0.1, 0.2], [0.3, 0.5], True]))
+    timings.spent(json.dumps([["abc-0123abcd", [0.1, 0.2], [0.3, 0.5], True]]))
     report = timings.report("abc")
     assert report is not None
     assert [stage["address"] for stage in report["stages"]] == ["10.88.0.2", "10.88.0.3"]
@@ -75,7 +75,7 @@ async def test_what_stages_computed_is_told_apart_from_the_way_between_them(timi
 
 async def test_of_steps_that_told_nothing_no_network_is_made(timings: Timings) -> None:
     await ask(timings, llm(output(1, finished=True)))
-    timings.spent("abc-0123abcd", json.dumps([[0.1, 0.2], [], False]))
+    timings.spent(json.dumps([["abc-0123abcd", [0.1, 0.2], [], False]]))
     report = timings.report("abc")
     assert report is not None
     assert report["network_s"] is None
@@ -83,8 +83,11 @@ async def test_of_steps_that_told_nothing_no_network_is_made(timings: Timings) -
 
 async def test_choices_of_one_request_share_their_steps(timings: Timings) -> None:
     await ask(timings, llm(output(2, finished=True)))
-    timings.spent("0_abc-0123abcd", json.dumps([[0.1, 0.2], [0.5, 0.5], True]))
-    timings.spent("1_abc-0123abcd", json.dumps([[0.1, 0.2], [0.7, 0.4], True]))
+    both = [
+        ["0_abc-0123abcd", [0.1, 0.2], [0.5, 0.5], True],
+        ["1_abc-0123abcd", [0.1, 0.2], [0.7, 0.4], True],
+    ]
+    timings.spent(json.dumps(both))
     report = timings.report("abc")
     assert report is not None
     assert [stage["decode_s"] for stage in report["stages"]] == [0.7, 0.5]
@@ -98,7 +101,7 @@ async def test_only_the_last_requests_are_kept(timings: Timings) -> None:
             pass
     assert timings.report("r0") is None
     assert timings.report("r1") is not None
-    timings.spent("r0-0123abcd", "not even read")
+    timings.spent(json.dumps([["r0-0123abcd", [1.0], [1.0], True]]))
 
 
 async def test_figures_are_of_answers_that_came_to_their_end() -> None:
@@ -121,6 +124,7 @@ async def test_figures_are_of_answers_that_came_to_their_end() -> None:
 
 def test_a_ledger_tells_prompts_from_answers() -> None:
     ledger = Ledger()
+    ledger.begin(["a", "b"])
     ledger.step(["a"], (0.1, 0.2), sampled=set())
     ledger.step(["a", "b"], (0.1, 0.2), sampled={"a", "b"})
     ledger.step(["a"], (0.01, 0.02), sampled={"a"})
@@ -134,9 +138,17 @@ def test_a_ledger_tells_prompts_from_answers() -> None:
     assert not other.whole
 
 
+def test_a_step_that_ends_after_its_request_leaves_nothing() -> None:
+    ledger = Ledger()
+    ledger.begin(["a"])
+    assert len(ledger.finished(["a"])) == 1
+    ledger.step(["a"], (0.1,))
+    assert ledger.finished(["a"]) == []
+
+
 def test_a_ledger_is_bounded() -> None:
     ledger = Ledger()
-    ledger.step([str(number) for number in range(MAX_REQUESTS + 5)], (0.1,))
+    ledger.begin([str(number) for number in range(MAX_REQUESTS + 5)])
     assert len(ledger.finished(str(number) for number in range(MAX_REQUESTS + 5))) == MAX_REQUESTS
 
 

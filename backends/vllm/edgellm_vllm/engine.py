@@ -168,7 +168,7 @@ async def load(
         elif kind == "failed":
             causes.append(f"{name}: {detail}")
         elif kind == "spent":
-            timings.spent(name, detail)
+            timings.spent(detail)
         elif engine is not None:
             engine.lose()
 

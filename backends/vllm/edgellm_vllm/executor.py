@@ -5,7 +5,6 @@ Steps reach the ranks as `edgellm_vllm.steps` has them.
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from concurrent.futures import Future
@@ -18,7 +17,7 @@ from vllm.platforms import current_platform
 from vllm.v1.executor.ray_executor_v2 import RayExecutorV2
 from vllm.v1.outputs import EMPTY_MODEL_RUNNER_OUTPUT
 
-from edgellm_vllm.progress import tell
+from edgellm_vllm.progress import tell, tell_spent
 from edgellm_vllm.request_counts import counting_core
 from edgellm_vllm.spent import Ledger
 from edgellm_vllm.stage_clock import stamped
@@ -83,8 +82,9 @@ class PlacedRayExecutor(RayExecutorV2):
 
     def execute_model(self, scheduler_output: SchedulerOutput, non_block: bool = False) -> Any:
         """As the base class; the ranks sample at once where they can, and `sample_tokens` then has that result."""
-        for request, spent in self._ledger.finished(scheduler_output.finished_req_ids):
-            tell("spent", request, json.dumps([spent.prefill_s, spent.decode_s, spent.whole]))
+        if ended := self._ledger.finished(scheduler_output.finished_req_ids):
+            tell_spent(ended)
+        self._ledger.begin(scheduler_output.num_scheduled_tokens)
         whole = not (self._constrained.any_in(scheduler_output) or self._multimodal)
         if not non_block or not whole or self.ec_output_aggregator:
             self._ledger.step(scheduler_output.num_scheduled_tokens, ())

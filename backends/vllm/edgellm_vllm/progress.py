@@ -11,27 +11,45 @@ import json
 import os
 import socket
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Literal
 
+from edgellm_vllm.spent import Spent
+
 _PATH = "EDGELLM_VLLM_PROGRESS"
 
 Kind = Literal["phase", "failed", "rank_died", "spent"]
-"""A "spent" is named like a request, when it has ended; its detail: seconds of each stage for the prompt, for the answer, and
-whether that is all, as JSON."""
+"""The detail of a "spent", as JSON: for each request that has ended its name, seconds of each stage for the prompt and for the
+answer, and whether that is all of it."""
+_TELL_S = 5.0
+_AT_ONCE = 100
+_MAX_BYTES = 1 << 17
 
 
 def tell(kind: Kind, name: str, detail: str = "") -> None:
     """In the engine core. Does nothing where nobody listens: progress must not be what breaks a start."""
+    # The kernel keeps ten messages for a listener that is busy; without the word of a rank's death requests would hang.
+    _send([kind, name, detail[:4000]], timeout_s=_TELL_S if kind in ("failed", "rank_died") else 0.0)
+
+
+def tell_spent(ended: Sequence[tuple[str, Spent]]) -> None:
+    """In the engine core: what requests that have ended cost each stage. In few messages, for many may end together."""
+    for start in range(0, len(ended), _AT_ONCE):
+        some = ended[start : start + _AT_ONCE]
+        detail = [[name, spent.prefill_s, spent.decode_s, spent.whole] for name, spent in some]
+        _send(["spent", "", json.dumps(detail)], timeout_s=0.0)
+
+
+def _send(message: Sequence[str], timeout_s: float) -> None:
     path = os.environ.get(_PATH)
     if path is None:
         return
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
-        sender.setblocking(False)
+        sender.settimeout(timeout_s)
         try:
-            sender.sendto(json.dumps([kind, name, detail[:4000]]).encode(), path)
+            sender.sendto(json.dumps(message).encode(), path)
         except OSError:
             return
 
@@ -62,5 +80,5 @@ class ProgressListener:
         os.environ.pop(_PATH, None)
 
     def _read(self) -> None:
-        kind, name, detail = json.loads(self._socket.recv(1 << 16))
+        kind, name, detail = json.loads(self._socket.recv(_MAX_BYTES))
         self.heard(kind, name, detail)

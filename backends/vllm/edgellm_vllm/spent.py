@@ -26,16 +26,23 @@ class Ledger:
     def __init__(self) -> None:
         self._open: dict[str, Spent] = {}
 
+    def begin(self, scheduled: Iterable[str]) -> None:
+        """A step for these requests is sent."""
+        for request in scheduled:
+            if request not in self._open and len(self._open) < MAX_REQUESTS:
+                self._open[request] = Spent()
+
     def step(
         self, scheduled: Iterable[str], stage_s: Sequence[float], sampled: Collection[str] | None = None
     ) -> None:
-        """A step for these requests is done, of which those in `sampled` (None: all) have a token by it."""
+        """A step for these requests is done, of which those in `sampled` (None: all) have a token by it.
+
+        Those that have finished meanwhile are left out.
+        """
         for request in scheduled:
             spent = self._open.get(request)
             if spent is None:
-                if len(self._open) >= MAX_REQUESTS:
-                    continue
-                spent = self._open[request] = Spent()
+                continue
             if not stage_s:
                 spent.whole = False
             target = spent.decode_s if spent.decodes else spent.prefill_s

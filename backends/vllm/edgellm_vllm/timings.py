@@ -151,13 +151,13 @@ class Timings:
         timing = self._kept.get(request_id)
         return timing.report(self._addresses) if timing else None
 
-    def spent(self, engine_id: str, detail: str) -> None:
-        """What the engine core told when one of its requests had ended (`progress`)."""
-        found = _ENGINE_ID.fullmatch(engine_id)
-        timing = self._of_engine.get(found[1] if found else engine_id)
-        if timing is not None:
-            prefill_s, decode_s, whole = json.loads(detail)
-            timing.spent(prefill_s, decode_s, whole=whole)
+    def spent(self, detail: str) -> None:
+        """What the engine core told when some of its requests had ended (`progress`)."""
+        for engine_id, prefill_s, decode_s, whole in json.loads(detail):
+            found = _ENGINE_ID.fullmatch(engine_id)
+            timing = self._of_engine.get(found[1] if found else engine_id)
+            if timing is not None:
+                timing.spent(prefill_s, decode_s, whole=whole)
 
     def watch(self, llm: AsyncLLM) -> None:
         """Has every request to `llm`, whoever makes it, be timed."""
@@ -173,14 +173,16 @@ class Timings:
             ) as outputs:
                 prompt_tokens = tokens = 0
                 async for output in outputs:
-                    if not prompt_tokens:
+                    is_first = not prompt_tokens
+                    timing.ended = output.finished
+                    timing.note(output)
+                    if is_first:
                         prompt_tokens = len(output.prompt_token_ids or ())
                         timing.prompt_tokens += prompt_tokens
                         timing.cached_prompt_tokens += output.num_cached_tokens or 0
-                        self._figures.first(timing, time.monotonic() - timing.arrived)
+                        # Of an answer that is given whole the only output comes last.
+                        self._figures.first(timing, (timing.first or time.monotonic()) - timing.arrived)
                     tokens += sum(len(choice.token_ids) for choice in output.outputs)
-                    timing.ended = output.finished
-                    timing.note(output)
                     yield output
             self._figures.ended(timing, prompt_tokens, tokens)
 
