@@ -146,7 +146,9 @@ def test_the_examples_of_the_documentation_run(program: Program) -> None:
         text = text.replace(written, here)
     done = program.swarm.requester.run([sys.executable, "-c", text], timeout_s=ASK_TIMEOUT_S).check()
     assert "tiny 1024 ['" in done.stdout
-    assert len(re.findall(r"^'.+': \d+ tokens, first after \d\.\d\d s$", done.stdout, re.MULTILINE)) == 3
+    assert (
+        len(re.findall(r"^['\"].+['\"]: \d+ tokens, first after \d\.\d\d s$", done.stdout, re.MULTILINE)) == 3
+    )
     assert "['A list is" in done.stdout
     assert re.search(r"^bob \d+ \d+% lent \('tiny',\)$", done.stdout, re.MULTILINE)
     assert "tiny would be too slow: the fastest plan" in done.stdout
