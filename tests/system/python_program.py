@@ -97,7 +97,7 @@ def threads(llm: LLM) -> list[str]:
 
 def freed(llm: LLM) -> float:
     """How long a short answer takes after as many long ones as fill the engine many times were left in the middle."""
-    for _ in range(24):
+    for _ in range(12):
         for _ in llm.stream("def", ENDLESS):
             break
     begun = time.monotonic()

@@ -106,7 +106,7 @@ def test_errors_are_ours(said: dict[str, Any]) -> None:
 
 
 def test_answers_that_are_left_hold_no_place(said: dict[str, Any]) -> None:
-    # Four at once; those left would have gone on for 24 answers of 900 tokens.
+    # Four at once; those left would have gone on for 12 answers of 900 tokens.
     assert said["freed"] < 5
 
 
@@ -146,10 +146,11 @@ def test_the_examples_of_the_documentation_run(program: Program) -> None:
         text = text.replace(written, here)
     done = program.swarm.requester.run([sys.executable, "-c", text], timeout_s=ASK_TIMEOUT_S).check()
     assert "tiny 1024 ['" in done.stdout
-    assert "'A list is" not in done.stdout
-    assert "16 tokens" not in done.stdout
-    assert "40 tokens, first after" in done.stdout
-    assert "bob 2" in done.stdout or "bob 1" in done.stdout
+    assert (
+        len(re.findall(r"^['\"].+['\"]: \d+ tokens, first after \d\.\d\d s$", done.stdout, re.MULTILINE)) == 3
+    )
+    assert "['A list is" in done.stdout
+    assert re.search(r"^bob \d+ \d+% lent \('tiny',\)$", done.stdout, re.MULTILINE)
     assert "tiny would be too slow: the fastest plan" in done.stdout
     assert "try: lower --min-tok-s" in done.stdout
     assert [session["name"] for session in sessions(program.swarm)] == ["amber"]
