@@ -6,9 +6,10 @@ sources   what the console shows and starts, as protocols: passed in, so that `e
 swarm     hosts as they are shown, and what is another than before (pure)
 watcher   looks at the swarm again and again while somebody watches, and tells who came and went
 membership  the swarm that the console is in: a known one, or one of its own
-sessions  this user's sessions, through their daemons
+sessions  this user's sessions, through their daemons (`session_views`: as they are shown; pure)
 chat      questions to a session's engine and its timings, passed through
-local_hosts  hosts that were started from here: child processes that end with the console (`tethered`: however it ends)
+local_hosts  hosts that were started from here: child processes that end with the console (`host_lines`: what they
+          are told and say; pure. `tethered`: ended however the console ends)
 machine   KV caches and fitness of this machine
 standalone  all of these for `edgellm console`
 attached  all of these for a session's daemon

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import re
 import secrets
 import subprocess
 import sys
@@ -20,6 +19,7 @@ import structlog
 import trio
 
 from edgellm.console import views
+from edgellm.console.host_lines import GRACE_S, command_of, ended, noted
 from edgellm.console.membership import Place
 from edgellm.console.sources import Busy, NotKnown, NotOffered
 from edgellm.errors import DiskFull, UsageError
@@ -27,14 +27,11 @@ from edgellm.errors import DiskFull, UsageError
 log = structlog.get_logger(__name__)
 
 MAX_HOSTS = 16
-GRACE_S = 5.0
-"""What running leases get when a host is stopped."""
 END_S = 20.0
 """What a host gets for ending, after its grace; then it is killed."""
 POLL_S = 0.1
 KEPT_LINES = 300
 MAX_LINE = 500
-_JOIN = re.compile(r"--bootstrap (\S+/p2p/(\S+))")
 _NOT_FOR_CHILDREN = (
     "FORCE_COLOR",
     "TTY_COMPATIBLE",
@@ -43,54 +40,6 @@ _NOT_FOR_CHILDREN = (
     "EDGELLM_API_KEY",
 )
 """What would colour lines that are read here, lead elsewhere, or is nobody else's business."""
-
-
-def noted(host: views.Host, line: str) -> views.Host:
-    """A host after one more line of what it says. Pure."""
-    if line.startswith("error:"):
-        failure = views.Problem(message=line.removeprefix("error:").strip(), type="host")
-        return host.model_copy(update={"detail": line, "failure": failure})
-    if line.startswith("try:") and host.failure is not None:
-        remedy = line.removeprefix("try:").strip()
-        return host.model_copy(update={"failure": host.failure.model_copy(update={"remedy": remedy})})
-    if (found := _JOIN.search(line)) is not None:
-        return host.model_copy(
-            update={"state": "ready", "address": found[1], "peer": found[2], "detail": "lends"}
-        )
-    if line.startswith("draining") and host.state == "ready":
-        return host.model_copy(update={"state": "stopping", "detail": line})
-    # Once it is ready, what it is at is told by the swarm.
-    return host if host.state == "ready" else host.model_copy(update={"detail": line})
-
-
-def ended(host: views.Host, status: int) -> views.Host:
-    """A host whose process has ended. Pure."""
-    failure = host.failure
-    if failure is None and status != 0 and host.state != "stopping":
-        how = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
-        said = f": {host.detail}" if host.detail and host.state == "starting" else ""
-        failure = views.Problem(message=f"{host.name} {how}{said}", remedy="see its log", type="host")
-    return host.model_copy(update={"state": "ended", "status": status, "failure": failure})
-
-
-def command_of(wanted: views.NewHost, name: str, place: Place, isolation: str) -> list[str]:
-    """The words after `edgellm host`. Pure."""
-    words = [
-        f"--model={wanted.model}",
-        f"--name={name}",
-        f"--memory={wanted.memory_bytes}",
-        f"--listen={place.listen}",
-        f"--grace={GRACE_S:g}",
-        f"--isolation={isolation}",
-        *(f"--bootstrap={address}" for address in place.bootstrap),
-    ]
-    if place.mdns:
-        words.append("--mdns")
-    if wanted.devices is not None:
-        words.append(f"--devices={wanted.devices}")
-    if wanted.threads is not None:
-        words.append(f"--threads={wanted.threads}")
-    return words
 
 
 @dataclass

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import subprocess
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import TypeVar
@@ -20,6 +20,7 @@ import trio
 from edgellm.console import views
 from edgellm.console.membership import Place
 from edgellm.console.problems import problem_of
+from edgellm.console.session_views import differs, session_of
 from edgellm.console.sources import Busy, Conflict, Event, NotKnown
 from edgellm.errors import EdgeError, SessionError
 from edgellm.sessions import client
@@ -40,72 +41,6 @@ MAX_PROGRESS_BYTES = 1 << 20
 MAX_WAITING = 64
 
 Swapper = Callable[[Registry, str, str, Callable[[client.ProgressLine], None]], None]
-
-
-def session_of(
-    state: SessionState, last: client.ProgressLine | None, latency_s: Callable[[str], float | None]
-) -> views.Session:
-    """A session as it is shown; `last` is what its bring-up said last. Pure but for the latencies."""
-    description, record = state.description, state.record
-    told = " ".join(filter(None, (last.who, last.phase, last.detail))) if last is not None else ""
-    if description is None:
-        failure = None
-        if record is not None and record.failure:
-            failure = views.Problem(message=record.failure, remedy=record.remedy, type="session")
-        is_ready = record is not None and record.state == "ready"
-        return views.Session(
-            name=state.name,
-            model=record.model if record else "",
-            state="failed" if failure else "ready" if is_ready else "starting",
-            detail=failure.message if failure else "its daemon does not answer" if is_ready else told,
-            failure=failure,
-        )
-    known: Mapping[str, views.SessionState] = {"ready": "ready", "closing": "closing", "failed": "failed"}
-    shown = known.get(description.state, "starting")
-    if shown == "starting" and record is not None and record.state == "ready":
-        # It was ready once, and no cluster stands behind it any more.
-        shown = "closing"
-    if shown == "ready" and description.swapping_to:
-        shown = "swapping"
-    expires_ms = description.idle_expires_unix_ms
-    return views.Session(
-        name=description.name,
-        model=description.model,
-        state=shown,
-        swapping_to=description.swapping_to,
-        detail=told if shown == "starting" else description.detail,
-        opened_at=description.opened_unix_ms / 1000,
-        closes_at=expires_ms / 1000 if expires_ms and shown == "ready" else None,
-        running_requests=description.running_requests,
-        endpoint=description.endpoint,
-        tensor_parallel=description.tensor_parallel,
-        context=description.max_model_len,
-        digest=description.digest,
-        predicted_prefill_tok_s=description.predicted_prefill_tok_s,
-        stages=[
-            views.Stage(
-                stage=number,
-                peer=stage.peer,
-                name=stage.name,
-                first_layer=stage.first_layer,
-                end_layer=stage.end_layer,
-                latency_s=latency_s(stage.peer),
-            )
-            for number, stage in enumerate(description.stages)
-        ],
-        shares_kv=description.shares_kv,
-        kv_holders=[
-            views.KvHolder(peer=holder.peer, name=holder.name, tokens=holder.tokens)
-            for holder in description.kv_holders
-        ],
-    )
-
-
-def differs(shown: views.Session, now: views.Session) -> bool:
-    """Whether somebody who looks at `shown` should be told. Round trips are told by the swarm."""
-    still = {"stages": [stage.model_copy(update={"latency_s": None}) for stage in now.stages]}
-    was = {"stages": [stage.model_copy(update={"latency_s": None}) for stage in shown.stages]}
-    return shown.model_copy(update=was) != now.model_copy(update=still)
 
 
 @dataclass

@@ -245,7 +245,8 @@ def _sentence(timings: views.Timings, total_s: float, phases: Sequence[Bar], hop
     text = f"{seconds(total_s)} in all" + (f": {_listed(parts)}." if parts else ".")
     computed_s = sum(hop.seconds for hop in hops if hop.kind == "stage")
     network_s = sum(hop.seconds for hop in hops if hop.kind == "network")
-    if computed_s and network_s:
+    is_complete = timings.network_s.decode_s is not None or not any(bar.kind == "decode" for bar in phases)
+    if computed_s and network_s and is_complete:
         share = round(100 * network_s / (computed_s + network_s))
         text += f" Of the work, {share} % was network and scheduling."
     if timings.cached_prompt_tokens:

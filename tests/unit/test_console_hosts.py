@@ -16,7 +16,8 @@ import pytest
 import trio
 
 from edgellm.console import local_hosts, views
-from edgellm.console.local_hosts import LocalHosts, command_of, ended, noted, open_local_hosts
+from edgellm.console.host_lines import command_of, ended, noted
+from edgellm.console.local_hosts import LocalHosts, open_local_hosts
 from edgellm.console.membership import Place
 from edgellm.console.sources import Busy, NotKnown
 from edgellm.errors import UsageError

@@ -565,6 +565,10 @@ def test_of_an_answer_that_was_stopped_decode_is_the_time_until_its_last_piece()
         ("decode", 0.5),
     ]
     assert [round(bar.seconds, 3) for bar in drawn.hops if "decode" in bar.label] == [0.2, 0.1]
+    partly = TIMINGS.model_copy(update={"decode_s": None, "network_s": views.NetworkTiming(prefill_s=0.1)})
+    drawn = timeline(partly)
+    assert drawn is not None
+    assert "network" not in drawn.sentence
 
 
 def test_long_answers_have_as_many_ticks_as_can_be_seen() -> None:

@@ -79,7 +79,7 @@ function show(turn) {
 
 /** Words, with fenced and inline code set apart. Everything becomes text, whatever it looks like. */
 function write(place, words) {
-  const parts = words.split(/\n*^```[^\n]*\n?/m);
+  const parts = words.trimStart().split(/\n*^```[^\n]*\n?/m);
   const made = [];
   parts.forEach((part, index) => {
     if (index % 2) {
