@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 BENCH  ?= main
 
-.PHONY: setup npm demo test unit lint format proto soak bench clean
+.PHONY: setup peers demo test unit lint format proto soak bench clean
 
 setup:
 	setup/system.sh
@@ -13,12 +13,13 @@ setup:
 demo: setup
 	$(BIN)/edgellm demo
 
-# What the tests use from npm: IPFS implementations of others, the official JavaScript clients.
-npm: setup
+# What the tests use besides: a Chromium, and from npm IPFS implementations of others and the official JavaScript clients.
+peers: setup
+	setup/system.sh tests
 	VENV=$(VENV) setup/npm_packages.sh
 
 # Everything: units, real libp2p and engines, hosts in network namespaces (these need root). Under 25 minutes on 2 cores.
-test: setup npm
+test: setup peers
 	$(BIN)/python -m pytest tests
 
 # No engine, no root, under a minute.

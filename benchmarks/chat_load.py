@@ -56,8 +56,8 @@ class Order:
     addresses: Mapping[str, Address]
     """By name; a load goes to the only one."""
     model: str
-    tokens: int
-    """Of each answer."""
+    tokens: tuple[int, int]
+    """Of each answer, at least and at most: as in life, they do not all end at the same time."""
     seed: str
     """Of the questions: the same ones come of the same seed."""
     clients: int = 1
@@ -72,8 +72,8 @@ class Load:
 
     tokens_each: tuple[float, ...]
     """Of each client, within the window."""
-    answers: int
-    """In all, also before and after the window."""
+    tokens: int
+    """Of all, also before and after the window."""
     errors: tuple[str, ...]
     window_s: float
     own_cpu_s: float
@@ -91,7 +91,8 @@ class FirstTokens:
 class Answer:
     """What came, and when, by `time.monotonic`."""
 
-    asked_at_s: float
+    tokens: int
+    """That it is to have."""
     parts: list[tuple[float, bytes]] = field(default_factory=list)
 
     def is_whole(self) -> bool:
@@ -125,8 +126,8 @@ class Answer:
                     return [(at_s, json.loads(said)) for at_s, said in events[:-1]]
         raise WrongAnswer("half an answer")
 
-    def token_times_s(self, tokens: int) -> list[float]:
-        """When each event with tokens came. Raises WrongAnswer where there are not just so many tokens."""
+    def token_times_s(self) -> list[float]:
+        """When each event with tokens came. Raises WrongAnswer where there are not as many tokens as there should be."""
         times = []
         used: object = None
         for at_s, event in self.events():
@@ -135,18 +136,26 @@ class Answer:
             for choice in event.get("choices") or ():  # type: ignore[attr-defined]
                 if choice["delta"].get("content") or choice["finish_reason"]:
                     times.append(at_s)
-        if used != tokens:
-            raise WrongAnswer(f"{used} tokens instead of {tokens}")
+        if used != self.tokens:
+            raise WrongAnswer(f"{used} tokens instead of {self.tokens}")
         return times
 
 
-def request(order: Order, question: str) -> bytes:
-    """A chat's, answered with just so many tokens."""
+def ask(connection: socket.socket, order: Order, seed: str) -> Answer:
+    """Asks another question for each seed, and for just so many tokens; what comes is to be put into the answer."""
+    chosen = random.Random(f"{order.seed} {seed}")
+    question = " ".join(chosen.choices(_WORDS, k=_QUESTION_WORDS))
+    answer = Answer(chosen.randint(*order.tokens))
+    connection.sendall(_request(order, question, answer.tokens))
+    return answer
+
+
+def _request(order: Order, question: str, tokens: int) -> bytes:
     body = json.dumps(
         {
             "model": order.model,
             "messages": [{"role": "user", "content": question}],
-            "max_tokens": order.tokens,
+            "max_tokens": tokens,
             "temperature": 0,
             "ignore_eos": True,
             "stream": True,
@@ -158,12 +167,6 @@ def request(order: Order, question: str) -> bytes:
         f"POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nContent-Type: application/json\r\n"
     )
     return f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
-
-
-def question(seed: str) -> str:
-    """Another one for each seed."""
-    chosen = random.Random(seed)
-    return " ".join(chosen.choices(_WORDS, k=_QUESTION_WORDS))
 
 
 def connect(address: Address) -> socket.socket:
@@ -186,9 +189,7 @@ class _Client:
         self.answers: list[Answer] = []
 
     def ask(self) -> None:
-        said = question(f"{self._order.seed} {self._number} {len(self.answers)}")
-        self.answers.append(Answer(time.monotonic()))
-        self.connection.sendall(request(self._order, said))
+        self.answers.append(ask(self.connection, self._order, f"{self._number} {len(self.answers)}"))
 
     def receive(self) -> bool:
         """Whether the answer has ended, well or not."""
@@ -230,15 +231,15 @@ def load(order: Order) -> Load:
         tokens = 0.0
         for answer in client.answers:
             try:
-                times = answer.token_times_s(order.tokens)
-            except (WrongAnswer, h11.RemoteProtocolError) as error:
+                times = answer.token_times_s()
+            except (WrongAnswer, h11.RemoteProtocolError, ValueError) as error:
                 errors.append(str(error))
             else:
                 # An event may carry several tokens; over an answer they even out.
-                tokens += order.tokens * sum(began_s < at_s <= ends_s for at_s in times) / len(times)
+                tokens += answer.tokens * sum(began_s < at_s <= ends_s for at_s in times) / len(times)
         each.append(tokens)
-    answers = sum(len(client.answers) for client in clients)
-    return Load(tuple(each), answers, tuple(errors), order.window_s, used.ru_utime + used.ru_stime)
+    all_tokens = sum(answer.tokens for client in clients for answer in client.answers)
+    return Load(tuple(each), all_tokens, tuple(errors), order.window_s, used.ru_utime + used.ru_stime)
 
 
 def first_tokens(order: Order) -> FirstTokens:
@@ -251,10 +252,9 @@ def first_tokens(order: Order) -> FirstTokens:
         # Whoever goes first changes, so that none always follows the same other.
         turn = round_number % len(ways)
         for name, how in ways[turn:] + ways[:turn]:
-            asked = request(order, question(f"{order.seed} {next(numbers)}"))
-            answer = Answer(time.monotonic())
+            began_s = time.monotonic()
             connection = kept[name] if how == "kept" else connect(order.addresses[name])
-            connection.sendall(asked)
+            answer = ask(connection, order, str(next(numbers)))
             while not answer.parts or not answer.is_whole():
                 data = connection.recv(_PART_BYTES)
                 answer.parts.append((time.monotonic(), data))
@@ -262,7 +262,7 @@ def first_tokens(order: Order) -> FirstTokens:
                     break
             if how == "new":
                 connection.close()
-            found[name][how].append(answer.token_times_s(order.tokens)[0] - answer.asked_at_s)
+            found[name][how].append(answer.token_times_s()[0] - began_s)
     return FirstTokens({name: {how: tuple(each) for how, each in by.items()} for name, by in found.items()})
 
 

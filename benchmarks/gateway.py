@@ -34,11 +34,13 @@ from tests.system.swarm import TINY, Swarm
 
 OUT = Path(__file__).parent / "out" / "gateway.json"
 CLIENTS = 64
-LOAD = Load(TINY, context=512, tokens=96)
+LOAD = Load(TINY, context=512, tokens=128)
+LEAST_TOKENS = 64
+"""Of an answer; `LOAD.tokens` are the most."""
 LONG_S = 60.0
 """Of the run in which no client may starve."""
-TURN_S = 20.0
-WARM_S = 5.0
+TURN_S = 15.0
+WARM_S = 4.0
 TURNS = 5
 ROUNDS = 500
 _CALL_S = 5.0
@@ -72,7 +74,9 @@ class Stage:
 
     def load(self, side: Side, seed: str, window_s: float) -> LoadRun:
         """What `CLIENTS` get, the other side's ranks asleep."""
-        order = Order({"it": side.address}, TINY.name, LOAD.tokens, seed, CLIENTS, WARM_S, window_s)
+        order = Order(
+            {"it": side.address}, TINY.name, (LEAST_TOKENS, LOAD.tokens), seed, CLIENTS, WARM_S, window_s
+        )
         before_s = _cpu_s(self.daemon)
         with asleep(self.by_hand.ranks if side is self.session else self.session.ranks):
             found = chat_load.Load(**self._ask(order))
@@ -81,7 +85,7 @@ class Stage:
     def first_tokens(self) -> FirstTokens:
         """Of single requests to the gateway and to the engine's API behind it, in turns."""
         addresses = {"gateway": self.session.address, "engine": self.engine}
-        order = Order(addresses, TINY.name, tokens=2, seed="first", rounds=ROUNDS)
+        order = Order(addresses, TINY.name, tokens=(2, 2), seed="first", rounds=ROUNDS)
         with asleep(self.by_hand.ranks):
             return FirstTokens(**self._ask(order))
 
@@ -101,13 +105,12 @@ class LoadRun:
         return sum(self.found.tokens_each) / self.found.window_s
 
     @property
-    def most_to_least(self) -> float:
-        """Tokens of the client that got most, by those of the one that got least."""
-        return max(self.found.tokens_each) / max(min(self.found.tokens_each), 1.0)
+    def daemon_us_per_token(self) -> float:
+        return 1e6 * self.daemon_cpu_s / self.found.tokens
 
     @property
-    def daemon_us_per_token(self) -> float:
-        return 1e6 * self.daemon_cpu_s / (self.found.answers * LOAD.tokens)
+    def client_us_per_token(self) -> float:
+        return 1e6 * self.found.own_cpu_s / self.found.tokens
 
 
 @contextmanager
@@ -135,87 +138,72 @@ def stage(lan: Lan) -> Iterator[Stage]:
             )
 
 
-def throughput(it: Stage, lock: Path | None) -> list[Figure]:
-    """Of both sides in turns, after a long run on the session alone."""
-    with locked(lock):
-        it.load(it.by_hand, "cold", WARM_S)
-        long = it.load(it.session, "long", LONG_S)
-    _note(
-        "session",
-        f"{long.tok_s:.0f} tok/s over {LONG_S:.0f} s; of a client {_spread(long.found.tokens_each)}",
-    )
-    for error in long.found.errors[:10]:
+def long_run(it: Stage) -> list[Figure]:
+    """Of the session alone: whether all clients get their share."""
+    it.load(it.session, "cold", WARM_S)
+    run = it.load(it.session, "long", LONG_S)
+    least, median, most = (pick(run.found.tokens_each) for pick in (min, statistics.median, max))
+    _note("session", f"{run.tok_s:.0f} tok/s over {LONG_S:.0f} s")
+    _note("session", f"{least:.0f} to {most:.0f} tokens of a client, median {median:.0f}")
+    for error in run.found.errors[:10]:
         _note("session", error)
+    return [
+        Figure("64 clients, errors in 60 s", len(run.found.errors), "", 0, "at most"),
+        Figure("64 clients, most to least tokens of a client", most / max(least, 1), "", 2, "at most"),
+    ]
+
+
+def throughput(it: Stage) -> list[Figure]:
+    """Of both sides in turns."""
+    it.load(it.by_hand, "cold", WARM_S)
     of_session: list[LoadRun] = []
     of_hand: list[LoadRun] = []
     for turn in range(TURNS):
         sides = [(it.session, of_session), (it.by_hand, of_hand)]
-        with locked(lock):
-            # Who goes first changes, so that neither always follows the other.
-            for side, runs in sides if turn % 2 else reversed(sides):
-                runs.append(it.load(side, f"turn {turn}", TURN_S))
+        # Who goes first changes, so that neither always follows the other.
+        for side, runs in sides if turn % 2 else reversed(sides):
+            runs.append(it.load(side, f"turn {turn}", TURN_S))
     for who, runs in (("session", of_session), ("vllm serve", of_hand)):
         _note(who, "tok/s: " + " ".join(f"{run.tok_s:.0f}" for run in runs))
-        _note(who, f"the clients' own CPU: {sum(run.found.own_cpu_s for run in runs):.1f} s")
-    ratio = statistics.median(
-        session.tok_s / by_hand.tok_s for session, by_hand in zip(of_session, of_hand, strict=True)
-    )
-    errors = sum(len(run.found.errors) for run in (long, *of_session))
+        client_us = statistics.median(run.client_us_per_token for run in runs)
+        errors = sum(len(run.found.errors) for run in runs)
+        _note(who, f"{errors} errors; the clients themselves took {client_us:.0f} µs of CPU for a token")
+    pairs = zip(of_session, of_hand, strict=True)
     return [
-        Figure("64 clients, 60 s, errors", errors, "", 0, "at most"),
-        Figure("64 clients, 60 s, most to least tokens of a client", long.most_to_least, "", 2, "at most"),
         Figure("64 clients, session", statistics.median(run.tok_s for run in of_session), "tok/s"),
         Figure("64 clients, vllm serve", statistics.median(run.tok_s for run in of_hand), "tok/s"),
-        Figure("64 clients, vllm serve, errors", sum(len(run.found.errors) for run in of_hand), ""),
-        Figure("64 clients, ratio", ratio, "", 0.95),
         Figure(
-            "gateway CPU for a token",
-            statistics.median(run.daemon_us_per_token for run in of_session),
-            "µs",
+            "64 clients, ratio", statistics.median(one.tok_s / other.tok_s for one, other in pairs), "", 0.95
+        ),
+        Figure(
+            "gateway CPU for a token", statistics.median(run.daemon_us_per_token for run in of_session), "µs"
         ),
     ]
 
 
-def first_token(it: Stage, lock: Path | None) -> list[Figure]:
+def first_token(it: Stage) -> list[Figure]:
     """What the gateway adds to a first token's time. Clients keep their connections, and so the bars are for kept ones."""
-    with locked(lock):
-        it.first_tokens()  # warm
-        found = it.first_tokens()
+    it.first_tokens()  # warm
+    found = it.first_tokens()
     figures = []
-    for how in ("kept", "new"):
-        gateway, engine = found.seconds["gateway"][how], found.seconds["engine"][how]
-        added = [1e3 * (through - direct) for through, direct in zip(gateway, engine, strict=True)]
-        p99_ms = 1e3 * (_p99(gateway) - _p99(engine))
-        has_bars = how == "kept"
+    for how, bars in (("kept", (10, 25)), ("new", (None, None))):
+        through, direct = found.seconds["gateway"][how], found.seconds["engine"][how]
+        added = [1e3 * (one - other) for one, other in zip(through, direct, strict=True)]
+        name = f"first token, {how} connection"
         figures += [
-            Figure(f"first token, {how} connection, engine", 1e3 * statistics.median(engine), "ms"),
-            Figure(f"first token, {how} connection, engine p99", 1e3 * _p99(engine), "ms"),
+            Figure(f"{name}, engine", 1e3 * statistics.median(direct), "ms"),
+            Figure(f"{name}, gateway adds", statistics.median(added), "ms", bars[0], "at most"),
+            Figure(f"{name}, engine, p99", 1e3 * _p99(direct), "ms"),
             Figure(
-                f"first token, {how} connection, gateway adds",
-                statistics.median(added),
-                "ms",
-                10 if has_bars else None,
-                "at most",
+                f"{name}, gateway adds, p99", 1e3 * (_p99(through) - _p99(direct)), "ms", bars[1], "at most"
             ),
-            Figure(
-                f"first token, {how} connection, gateway adds at p99",
-                p99_ms,
-                "ms",
-                25 if has_bars else None,
-                "at most",
-            ),
-            Figure(f"first token, {how} connection, p99 of what each pair differs", _p99(added), "ms"),
+            Figure(f"{name}, p99 of the differences", _p99(added), "ms"),
         ]
     return figures
 
 
 def _p99(values: Sequence[float]) -> float:
     return statistics.quantiles(values, n=100)[98]
-
-
-def _spread(tokens_each: Sequence[float]) -> str:
-    least, median, most = min(tokens_each), statistics.median(tokens_each), max(tokens_each)
-    return f"{least:.0f} to {most:.0f} tokens, median {median:.0f}"
 
 
 def _port(endpoint: str) -> int:
@@ -264,7 +252,10 @@ def main() -> int:
         with ExitStack() as stack:
             with locked(options.lock):
                 it = stack.enter_context(stage(lan))
-            figures = [*throughput(it, options.lock), *first_token(it, options.lock)]
+                figures = long_run(it)
+            for part in (throughput, first_token):
+                with locked(options.lock):
+                    figures += part(it)
         lan.end_all()
     print(f"\n{report.table(figures)}")
     report.write(OUT, report.document(figures, report.this_machine(), commit))

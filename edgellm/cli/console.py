@@ -49,7 +49,7 @@ def console(
         typer.Option("--open/--no-open", help="Open it in a browser. Default: where there is a desktop."),
     ] = None,
 ) -> None:
-    """Show the swarm, sessions and hosts in a browser, and start them there; prints the URL.
+    """Show the swarm, sessions and hosts in a browser, and start them there; prints its URL.
 
     Hosts that are started in it end with it, sessions stay. Where no swarm is known, it makes one on this machine, and hosts
     and sessions started in it join that: so all of it can be tried alone.
@@ -74,7 +74,7 @@ def console(
     with open_port(address, port) as listening, unwrapped():
         own_port = listening.getsockname()[1]
         rules = make_rules(address, own_port, token)
-        url = f"http://{url_host(address)}:{own_port}/"
+        urls = urls_of(address, own_port)
 
         async def work() -> None:
             from edgellm.console.app import create_app
@@ -86,9 +86,9 @@ def console(
                 with serving:
                     async with open_console(wanted, paths) as opened:
                         nursery.start_soon(_until_stopped, serving, opened)
-                        _tell(url, is_loopback=is_loopback)
+                        _tell(urls, is_loopback=is_loopback)
                         if open_ or (open_ is None and _has_desktop()):
-                            nursery.start_soon(_browse, url)
+                            nursery.start_soon(_browse, urls[0])
                         await serve(create_app(opened.sources, rules), listening)
                 nursery.cancel_scope.cancel()
 
@@ -129,21 +129,34 @@ def make_rules(address: str, port: int, token: str | None) -> Rules:
     )
 
 
-def url_host(address: str) -> str:
-    """For a URL that works on this machine."""
-    if address in ("0.0.0.0", "::"):
-        return "127.0.0.1"
-    return f"[{address}]" if ":" in address else address
+def urls_of(address: str, port: int) -> tuple[str, ...]:
+    """Of a console that listens there; the first one works on this machine."""
+    import ipaddress
+
+    from edgellm.console.serving import machine_addresses
+
+    hosts = [address]
+    listens_on = ipaddress.ip_address(address)
+    if listens_on.is_unspecified:
+        others = [ipaddress.ip_address(one) for one in machine_addresses()]
+        hosts = ["127.0.0.1" if listens_on.version == 4 else "::1"]
+        hosts += [
+            str(one)
+            for one in others
+            if one.version == listens_on.version and not one.is_loopback and not one.is_link_local
+        ]
+    return tuple(f"http://[{host}]:{port}/" if ":" in host else f"http://{host}:{port}/" for host in hosts)
 
 
-def _tell(url: str, *, is_loopback: bool) -> None:
+def _tell(urls: tuple[str, ...], *, is_loopback: bool) -> None:
     say("[bold green]console[/] is up; Ctrl-C ends it and the hosts started in it")
     if not is_loopback:
         say(
             "[yellow]the token and all that is shown travel unencrypted:[/] use it in a network that you trust, or through an "
             "SSH tunnel"
         )
-    print(url, flush=True)
+    for url in urls:
+        print(url, flush=True)
 
 
 async def _until_stopped(serving: trio.CancelScope, opened: Console) -> None:

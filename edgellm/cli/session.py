@@ -298,7 +298,9 @@ def report(state: SessionState) -> dict[str, object]:
     return {
         "name": description.name,
         "model": description.model,
-        "state": description.state,
+        "state": f"swapping to {description.swapping_to}: {description.detail}"
+        if description.swapping_to
+        else description.state,
         "running_requests": description.running_requests,
         "closes_in_s": max(0.0, expires - time.time()) if expires else None,
         "cost_s": description.cost_s,

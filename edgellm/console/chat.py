@@ -20,7 +20,7 @@ from pydantic import ValidationError
 from edgellm.cluster.head import API_SOCKET
 from edgellm.console import views
 from edgellm.console.sources import Answer, Busy, Conflict, NotKnown, NotThere
-from edgellm.errors import EngineError, SessionError
+from edgellm.errors import EngineError, SessionError, UsageError
 from edgellm.sessions.client import session_state
 from edgellm.sessions.registry import Registry
 from edgellm.wire import session_pb2, session_pb2_grpc
@@ -104,8 +104,8 @@ class SessionEngines:
                 request = http.build_request(
                     "POST",
                     "/v1/chat/completions",
-                    json={**body, "model": engine.model},
-                    headers={"x-request-id": request_id},
+                    content=_json({**body, "model": engine.model}),
+                    headers={"x-request-id": request_id, "content-type": "application/json"},
                 )
                 try:
                     response = await http.send(request, stream=True)
@@ -171,6 +171,14 @@ def _connected(engine: Engine) -> httpx.AsyncClient:
         timeout=httpx.Timeout(ANSWER_S, connect=CONNECT_S),
         trust_env=False,
     )
+
+
+def _json(body: dict[str, object]) -> str:
+    """In ASCII, which takes any text there is. Raises UsageError."""
+    try:
+        return json.dumps(body, allow_nan=False)
+    except ValueError as error:
+        raise UsageError("a number in the chat is infinite or none") from error
 
 
 async def _parts(response: httpx.Response, name: str) -> AsyncGenerator[bytes, None]:

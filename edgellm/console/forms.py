@@ -122,7 +122,10 @@ def _words(kind: str, message: str) -> str:
     """Pydantic's patterns mean nothing to people."""
     known = {
         "missing": "must be filled in.",
+        "string_too_short": "must be filled in.",
+        "string_too_long": "is too long.",
         "string_pattern_mismatch": "has characters that are not possible here.",
         "int_parsing": "must be a whole number.",
     }
-    return known.get(kind) or message.removeprefix("Value error, ").rstrip(".") + "."
+    plain = message.removeprefix("Value error, ").replace("Input should", "must").rstrip(".")
+    return known.get(kind) or f"{plain}."

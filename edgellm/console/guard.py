@@ -93,7 +93,9 @@ def is_known(head: Head, rules: Rules) -> bool:
 
 def same(given: str, expected: str) -> bool:
     """Whether two secrets are equal; how long that takes tells nothing. One that is empty equals none."""
-    return bool(given and expected) and hmac.compare_digest(given.encode(), expected.encode())
+    return bool(given and expected) and hmac.compare_digest(
+        given.encode(errors="surrogatepass"), expected.encode()
+    )
 
 
 def may_see_login(head: Head) -> bool:

@@ -10,6 +10,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import structlog
 import trio
 
 from edgellm.console.sources import Unavailable
@@ -20,6 +21,8 @@ from edgellm.p2p.identity import Identity
 from edgellm.p2p.node import NodeConfig, open_node
 from edgellm.paths import Paths
 from edgellm.requester.open import joined_swarm
+
+log = structlog.get_logger(__name__)
 
 RETRY_S = 3.0
 PLACE_S = 25.0
@@ -72,10 +75,17 @@ class Membership:
                     else:
                         await self._join(known)
             except EdgeError as error:
-                self._place, self._error = None, error
-                self._watcher.trouble(error)
+                self._failed(error)
+            except Exception as error:
+                # The hosts that were started here are not to end by it.
+                log.exception("the console's place in the swarm is lost")
+                self._failed(EdgeError(f"looking at the swarm failed: {error!r}"))
             with trio.move_on_after(RETRY_S):
                 await self._founding.wait()
+
+    def _failed(self, error: EdgeError) -> None:
+        self._place, self._error = None, error
+        self._watcher.trouble(error)
 
     async def _join(self, known: tuple[str, ...]) -> None:
         async with joined_swarm(known, self._paths, mdns=self._mdns) as network:

@@ -45,6 +45,7 @@ _KINDS: tuple[tuple[type[EdgeError], int, str], ...] = (
 )
 """The first that fits."""
 RETRY_S = 2
+MAX_MESSAGE = 2000
 
 
 def kind_of(error: EdgeError) -> tuple[int, str]:
@@ -67,7 +68,9 @@ def response_of(error: EdgeError) -> JSONResponse:
 def problem_response(
     status: int, kind: str, message: str, remedy: str = "", headers: Mapping[str, str] | None = None
 ) -> JSONResponse:
-    problem = views.Problem(message=message, remedy=remedy, type=kind)
+    # Names that somebody made up are told back to them, and need not be text that can be sent.
+    said = message[:MAX_MESSAGE].encode(errors="replace").decode()
+    problem = views.Problem(message=said, remedy=remedy, type=kind)
     return JSONResponse(views.ErrorBody(error=problem).model_dump(), status, headers)
 
 

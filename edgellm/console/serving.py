@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import ipaddress
 import logging
 import os
@@ -38,9 +39,12 @@ def open_port(address: str, port: int) -> Iterator[socket.socket]:
             listening.listen()
         except (OSError, OverflowError) as error:
             reason = error.strerror if isinstance(error, OSError) else str(error)
+            is_elsewhere = isinstance(error, OSError) and error.errno == errno.EADDRNOTAVAIL
             raise UsageError(
                 f"port {port} of {address} cannot be used: {reason}",
-                remedy="choose another one with --port; 0 takes any that is free",
+                remedy="give --bind an address of this machine"
+                if is_elsewhere
+                else "choose another one with --port; 0 takes any that is free",
             ) from error
         yield listening
 
@@ -92,8 +96,13 @@ def own_names(address: str) -> tuple[str, ...]:
     names = (address, name, name.partition(".")[0], f"{name.partition('.')[0]}.local")
     if not ipaddress.ip_address(address).is_unspecified:
         return names
-    every = [entry.address.partition("%")[0] for card in psutil.net_if_addrs().values() for entry in card]
-    return (*names[1:], *LOOPBACK, *(one for one in every if _is_address(one)))
+    return (*names[1:], *LOOPBACK, *machine_addresses())
+
+
+def machine_addresses() -> tuple[str, ...]:
+    """All of this machine."""
+    every = (entry.address.partition("%")[0] for card in psutil.net_if_addrs().values() for entry in card)
+    return tuple(one for one in every if _is_address(one))
 
 
 def _is_address(text: str) -> bool:

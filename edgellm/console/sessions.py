@@ -10,7 +10,7 @@ import subprocess
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TypeVar
 
 import msgspec
@@ -20,7 +20,7 @@ import trio
 from edgellm.console import views
 from edgellm.console.membership import Place
 from edgellm.console.problems import problem_of
-from edgellm.console.sources import Busy, Conflict, Event, NotKnown, NotThere
+from edgellm.console.sources import Busy, Conflict, Event, NotKnown
 from edgellm.errors import EdgeError, SessionError
 from edgellm.sessions import client
 from edgellm.sessions.client import SessionState
@@ -65,11 +65,14 @@ def session_of(
     if shown == "starting" and record is not None and record.state == "ready":
         # It was ready once, and no cluster stands behind it any more.
         shown = "closing"
+    if shown == "ready" and description.swapping_to:
+        shown = "swapping"
     expires_ms = description.idle_expires_unix_ms
     return views.Session(
         name=description.name,
         model=description.model,
         state=shown,
+        swapping_to=description.swapping_to,
         detail=told if shown == "starting" else description.detail,
         opened_at=description.opened_unix_ms / 1000,
         closes_at=expires_ms / 1000 if expires_ms and shown == "ready" else None,
@@ -108,7 +111,6 @@ def differs(shown: views.Session, now: views.Session) -> bool:
 @dataclass
 class _Swap:
     model: str
-    lines: list[client.ProgressLine] = field(default_factory=list)
     is_over: bool = False
     failure: views.Problem | None = None
 
@@ -124,9 +126,9 @@ class SessionsHere:
         latency_s: Callable[[str], float | None],
         *,
         isolation: str,
-        swap: Swapper | None = None,
+        swap: Swapper = client.swap_session,
     ) -> None:
-        """`place`: which swarm new sessions join. `swap`: `edgellm.sessions.client.swap_session`."""
+        """`place`: which swarm new sessions join."""
         self._registry = registry
         self._nursery = nursery
         self._place = place
@@ -168,15 +170,13 @@ class SessionsHere:
         await self._in_thread(self._reap)
 
     async def swap(self, name: str, model: str) -> views.Session:
-        if self._swapper is None:
-            raise NotThere("models of sessions cannot be swapped in this version", remedy="open another one")
         session = await self.one(name)
         if session.state != "ready":
             raise Conflict(f"session {name!r} is {session.state}", remedy="swap its model when it is ready")
         if sum(not swap.is_over for swap in self._swaps.values()) >= MAX_SWAPS:
             raise Busy(f"{MAX_SWAPS} sessions are being swapped already")
         swap = self._swaps[name] = _Swap(model)
-        self._nursery.start_soon(self._run_swap, self._swapper, name, swap)
+        self._nursery.start_soon(self._run_swap, name, swap)
         return await self.one(name)
 
     @asynccontextmanager
@@ -198,18 +198,12 @@ class SessionsHere:
     async def _follow(self, name: str, sending: trio.MemorySendChannel[Event]) -> None:
         files = self._registry.files(name)
         shown: views.Session | None = None
-        told = told_of_swap = 0
-        swap: _Swap | None = None
+        told = 0
         looked_at = -STATE_S
         async with sending:
             while shown is None or shown.state != "failed":
                 lines = (await self._in_thread(read_progress, files))[told:]
                 told += len(lines)
-                if swap is not (swap := self._swaps.get(name)):
-                    told_of_swap = 0
-                if swap is not None:
-                    lines += swap.lines[told_of_swap:]
-                    told_of_swap = len(swap.lines)
                 for line in lines:
                     await sending.send(Event("progress", _line(line)))
                 if lines or trio.current_time() - looked_at >= STATE_S:
@@ -252,8 +246,8 @@ class SessionsHere:
             return session
         if swap.is_over:
             return session.model_copy(update={"swap_failure": swap.failure})
-        told = next((f"{line.who} {line.phase} {line.detail}".strip() for line in swap.lines[-1:]), "")
-        return session.model_copy(update={"state": "swapping", "swapping_to": swap.model, "detail": told})
+        # Asked for just now: its daemon has not begun.
+        return session.model_copy(update={"state": "swapping", "swapping_to": swap.model})
 
     def _launch(self, wanted: views.NewSession, place: Place) -> views.Session:
         try:
@@ -302,15 +296,16 @@ class SessionsHere:
                 )
                 write_record(files, failed)
 
-    async def _run_swap(self, swapper: Swapper, name: str, swap: _Swap) -> None:
+    async def _run_swap(self, name: str, swap: _Swap) -> None:
         try:
             # Left behind when the console ends: the daemon goes on with it.
             await trio.to_thread.run_sync(
-                swapper,
+                self._swapper,
                 self._registry,
                 name,
                 swap.model,
-                swap.lines.append,
+                # It stands with what was said at bring-up.
+                lambda line: None,
                 abandon_on_cancel=True,
                 limiter=trio.CapacityLimiter(1),
             )

@@ -74,7 +74,7 @@ class SessionSource(Protocol):
         """Returns when everything of it is gone. Raises NotKnown."""
 
     async def swap(self, name: str, model: str) -> views.Session:
-        """Begins to put another model behind the session. Raises NotKnown, NotThere, Conflict."""
+        """Begins to put another model behind the session. Raises NotKnown, Conflict, Busy."""
 
     def watch(self, name: str) -> Events:
         """`progress` from its beginning on, `state` at once and whenever it is another. Raises NotKnown, Busy."""

@@ -240,11 +240,11 @@ class NewSession(Asked):
     model: _Word
     name: _Name | None = None
     """None: made up."""
-    idle_s: float = Field(900.0, ge=0, le=365 * 86400)
+    idle_s: float = Field(default=900.0, ge=0, le=365 * 86400)
     """Closes after so long without a request; 0: never."""
     tp: _Few | None = None
     pp: _Few | None = None
-    peers: list[_Word] = Field([], max_length=256)
+    peers: list[_Word] = Field(default=[], max_length=256)
     """Names or peer ids; only these are used where there are any."""
     context: _Many | None = None
     sequences: _Few = 4
@@ -375,9 +375,9 @@ class NewHost(Asked):
     model: _Word
     """A directory of this machine or a Hugging Face id."""
     memory_bytes: Bytes
-    name: str = Field("", max_length=64, pattern=r"^[A-Za-z0-9._ -]*$")
+    name: str = Field(default="", max_length=64, pattern=r"^[A-Za-z0-9._ -]*$")
     """What others see; "": made up."""
-    devices: str | None = Field(None, pattern=r"^[0-9]{1,3}(,[0-9]{1,3}){0,15}$")
+    devices: str | None = Field(default=None, pattern=r"^[0-9]{1,3}(,[0-9]{1,3}){0,15}$")
     """GPUs to lend, as 0,2; on a CPU, how many devices it counts as."""
     threads: _Few | None = None
 

@@ -61,7 +61,9 @@ class SwarmWatcher:
         self._watchers: set[trio.MemorySendChannel[Event]] = set()
         self._asked_at = -IDLE_S
         self._news = trio.Event()
-        self._limiter = trio.CapacityLimiter(MAX_ASKED_AT_ONCE)
+        self._meeting = trio.CapacityLimiter(MAX_ASKED_AT_ONCE)
+        self._following = trio.CapacityLimiter(MAX_ASKED_AT_ONCE)
+        """Of their own, so that many who are listed and gone hold up nobody who is there."""
 
     # --- for who shows it
 
@@ -128,7 +130,8 @@ class SwarmWatcher:
         asking: set[str] = set()
 
         async def meet(provider: PeerAddress) -> None:
-            found = await self._ask(network, book, provider)
+            async with self._meeting:
+                found = await self._ask(network, book, provider)
             asking.discard(provider.peer)
             if isinstance(found, str):
                 self._refused[provider.peer] = found
@@ -173,7 +176,8 @@ class SwarmWatcher:
         while misses < MISSES:
             pace = max(1.0, len(self._shown) / FULL_PACE_PEERS)
             await trio.sleep(AGAIN_S if misses else CHECK_S * pace)
-            found = await self._ask(network, book, provider)
+            async with self._following:
+                found = await self._ask(network, book, provider)
             if not isinstance(found, str):
                 misses = 0
                 self._saw(found)
@@ -185,16 +189,15 @@ class SwarmWatcher:
 
     async def _ask(self, network: Network, book: SequenceBook, provider: PeerAddress) -> Sighting | str:
         """What a host says of itself now, or why that counts for nothing."""
-        async with self._limiter:
-            with trio.move_on_after(ASK_S):
-                try:
-                    return await ask_host(network, provider, book=book, now=time.time, timeout_s=ASK_S)
-                except UnbelievableAdvert as error:
-                    return error.fault
-                except ProtocolViolation:
-                    return "malformed"
-                except NetworkError:
-                    pass
+        with trio.move_on_after(ASK_S):
+            try:
+                return await ask_host(network, provider, book=book, now=time.time, timeout_s=ASK_S)
+            except UnbelievableAdvert as error:
+                return error.fault
+            except ProtocolViolation:
+                return "malformed"
+            except NetworkError:
+                pass
         return "unreachable"
 
     # --- what is kept, and told

@@ -45,11 +45,24 @@ class Blocks(blocks_pb2_grpc.BlocksServicer):
     pieces: dict[bytes, dict[Region, bytes]] = field(default_factory=dict)
     calls: list[tuple[str, float]] = field(default_factory=list)
     reports: list[pb.ReportRequest] = field(default_factory=list)
+    asked: set[bytes] = field(default_factory=set)
+    """Names that were looked for since `begin`: of these alone reports are kept."""
     hang: set[str] = field(default_factory=set)
     spoil: Callable[[bytes, Region, bytes], bytes] | None = None
     ended: threading.Event = field(default_factory=threading.Event)
 
+    @property
+    def stored(self) -> int:
+        """How many pieces there are."""
+        return sum(len(regions) for regions in self.pieces.copy().values())
+
+    def begin(self) -> None:
+        """A new test: what comes late of the prompts of another one counts no more."""
+        self.asked.clear()
+        self.reports.clear()
+
     def Find(self, request: pb.FindRequest, context: Any) -> pb.FindReply:
+        self.asked.update(request.names)
         self._begin("Find", context)
         wanted = region_of(request.region)
         chunks = []
@@ -86,7 +99,8 @@ class Blocks(blocks_pb2_grpc.BlocksServicer):
         return pb.StoreReply(kept=True)
 
     def Report(self, request: pb.ReportRequest, context: Any) -> pb.ReportReply:
-        self.reports.append(request)
+        if request.name in self.asked:
+            self.reports.append(request)
         return pb.ReportReply()
 
     def count(self, call: str) -> int:
@@ -103,8 +117,8 @@ class Blocks(blocks_pb2_grpc.BlocksServicer):
     def wait_for_pieces(self, number: int, timeout_s: float = 20) -> None:
         """Returns once that many have been stored in all; raises AssertionError when they have not."""
         deadline = time.monotonic() + timeout_s
-        while sum(map(len, self.pieces.values())) < number:
-            assert time.monotonic() < deadline, f"{sum(map(len, self.pieces.values()))} of {number} pieces"
+        while self.stored < number:
+            assert time.monotonic() < deadline, f"{self.stored} of {number} pieces"
             time.sleep(0.05)
 
     def _begin(self, call: str, context: Any) -> None:

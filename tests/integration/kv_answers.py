@@ -49,9 +49,9 @@ def ask(running: Cluster, ids: list[int], answer_tokens: int = 16) -> Answer:
 
 
 def load(running: Cluster, tensor_parallel: int, *layers: tuple[int, int]) -> list[pb.LoadEvent]:
-    wait_for_event(running, 0, "serving", 60)
+    wait_for_event(running, 0, "serving", 120)
     for worker in range(1, len(running.members)):
-        wait_for_event(running, worker, "joined", 60)
+        wait_for_event(running, worker, "joined", 120)
     request = pb.LoadRequest(
         model_path=MODEL_PATH,
         head_address=HEAD,

@@ -1,6 +1,6 @@
 """A peer in a process of its own, for tests that kill, freeze or attack one.
 
-Prints its first address, then serves until its stdin is closed.
+Waits for its arguments, a line of JSON on its stdin; prints its first address, then serves until its stdin is closed.
 """
 
 import argparse
@@ -58,7 +58,7 @@ async def message(stream: Stream) -> None:
 HANDLERS = {"echo": echo, "source": source, "deaf": deaf, "slow": slow, "crash": crash, "message": message}
 
 
-async def main() -> None:
+async def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--bootstrap", nargs="*", default=[])
     parser.add_argument("--provide", nargs="*", default=[])
@@ -66,7 +66,7 @@ async def main() -> None:
     parser.add_argument("--port", default="0")
     parser.add_argument("--serve-relay", action="store_true")
     parser.add_argument("--relays", nargs="*", default=[])
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     identity = Identity.from_seed(bytes.fromhex(options.seed)) if options.seed else Identity.generate()
     config = NodeConfig(
         identity,
@@ -85,4 +85,6 @@ async def main() -> None:
         await trio.to_thread.run_sync(sys.stdin.read, abandon_on_cancel=True)
 
 
-trio.run(main)
+# A peer that nobody wants any more gets no line.
+if line := sys.stdin.readline():
+    trio.run(main, json.loads(line))

@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -332,13 +333,16 @@ async def test_death_of_the_node_leaves_nothing(tmp_path: Path, isolation: str) 
             await trio.sleep(0.01)
 
 
-async def test_outlives_idle_worker_threads(tmp_path: Path) -> None:
-    """The death signal belongs to the thread that started the cell, and trio's worker threads end after 10 s."""
+async def test_outlives_idle_worker_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The death signal belongs to the thread that started the cell, and trio's worker threads end when they have been idle."""
+    monkeypatch.setattr("trio._core._thread_cache.IDLE_TIMEOUT", 1)
     async with open_cell(python_cell("tell(event='up'); time.sleep(3600)", tmp_path / "run")) as cell:
         await event_named(cell, "up")
-        await trio.to_thread.run_sync(time.sleep, 0.01)
-        await trio.sleep(12)
-        with trio.move_on_after(0.2):
+        worker = await trio.to_thread.run_sync(threading.current_thread)
+        with trio.fail_after(15):
+            while worker.is_alive():
+                await trio.sleep(0.1)
+        with trio.move_on_after(1):
             pytest.fail(f"the cell ended with {await cell.wait()}")
 
 

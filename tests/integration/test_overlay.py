@@ -304,7 +304,7 @@ async def test_slow_reader_costs_no_memory(tmp_path: Path, way: Way) -> None:
 connection = connect(5002)
 connection.shutdown(socket.SHUT_WR)
 tell(event="waiting")
-time.sleep(8)
+time.sleep(5)
 count = 0
 while data := connection.recv(1 << 16):
     count += len(data)
@@ -312,7 +312,8 @@ tell(event="seen", count=count)
 """
     async with running_pair(tmp_path, way, program) as (_, _, client):
         await event_named(client, "waiting")
-        await trio.sleep(6)
+        # All of it would have come by now.
+        await trio.sleep(3)
         carriers = [
             child for child in psutil.Process().children() if "edgellm.overlay.carrier" in child.cmdline()
         ]

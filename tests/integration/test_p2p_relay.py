@@ -8,9 +8,17 @@ import trio
 from edgellm.errors import NetworkError
 from edgellm.p2p.identity import Identity
 from edgellm.p2p.node import NodeConfig, open_node
-from tests.integration.test_p2p_node import ECHO, Spawner, assert_serves, config, receive_exactly, spawn
+from tests.integration.test_p2p_node import (
+    ECHO,
+    Spawner,
+    ahead,
+    assert_serves,
+    config,
+    receive_exactly,
+    spawn,
+)
 
-__all__ = ["spawn"]
+__all__ = ["ahead", "spawn"]
 
 
 async def test_a_peer_that_listens_nowhere_is_found_and_reached_through_a_relay(spawn: Spawner):

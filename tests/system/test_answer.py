@@ -28,8 +28,9 @@ ENDLESS = 1900
 @pytest.fixture(scope="module")
 def swarm(module_lan: Lan) -> Iterator[Swarm]:
     swarm = Swarm(module_lan)
+    dave = swarm.start_host(swarm.machine("dave"), "--devices", "2", memory="4GiB")
     swarm.start_hosts("alice", "bob")
-    swarm.start_host(swarm.machine("dave"), "--devices", "2", memory="4GiB").wait_ready()
+    dave.wait_ready()
     yield swarm
     assert {peer["free_leases"] for peer in swarm.peers().values()} == {1}
 
@@ -65,29 +66,6 @@ def test_two_hosts_answer_like_one_process(swarm: Swarm, reference: dict[str, So
     assert f"{TOKENS} tokens" in summary
 
 
-def test_three_hosts_answer_token_by_token_the_same(swarm: Swarm, reference: dict[str, SoloAnswer]) -> None:
-    done = ask(swarm.requester, question(swarm, "--pp", "3", "--json", "-q"))
-
-    answer = json.loads(done.stdout)
-    assert done.stderr == ""
-    assert tuple(answer["token_ids"]) == reference[PROMPT].token_ids
-    assert answer["text"] == reference[PROMPT].text
-    assert answer["prompt_tokens"] == len(reference[PROMPT].prompt_token_ids)
-    assert {hop["name"] for hop in answer["route"]} == {"alice", "bob", "dave"}
-    ends = [0, *(hop["end_layer"] for hop in answer["route"])]
-    assert [hop["first_layer"] for hop in answer["route"]] == ends[:-1]
-    assert ends[-1] == 8
-
-
-def test_two_devices_of_a_host_answer_the_same(swarm: Swarm, reference: dict[str, SoloAnswer]) -> None:
-    done = ask(swarm.requester, question(swarm, "--tp", "2", "--pp", "1", "--json", prompt=DECIDED_PROMPT))
-
-    answer = json.loads(done.stdout)
-    assert [hop["name"] for hop in answer["route"]] == ["dave"]
-    assert tuple(answer["token_ids"][:32]) == reference[DECIDED_PROMPT].token_ids[:32]
-    assert len(answer["token_ids"]) == TOKENS
-
-
 def test_peers_and_models_show_what_is_lent(swarm: Swarm) -> None:
     peers = swarm.peers()
     assert set(peers) == {"alice", "bob", "dave"}
@@ -116,12 +94,12 @@ def sessions(machine: Machine) -> dict[str, dict[str, Any]]:
     return {session["name"]: session for session in listed}
 
 
-def test_a_session_answers_without_bring_up_and_closes(
+def test_a_session_of_three_hosts_answers_token_by_token_the_same_without_bring_up_and_closes(
     swarm: Swarm, reference: dict[str, SoloAnswer]
 ) -> None:
     carol = swarm.requester
     argv = swarm.command(
-        "session open", "--model", "tiny", "--name", "mine", "--pp", "2", "--context", "2048"
+        "session open", "--model", "tiny", "--name", "mine", "--pp", "3", "--context", "2048"
     )
     opened = carol.run(argv, timeout_s=ASK_TIMEOUT_S).check()
     try:
@@ -129,16 +107,24 @@ def test_a_session_answers_without_bring_up_and_closes(
         state = sessions(carol)["mine"]
         assert (state["model"], state["state"], state["running_requests"]) == ("tiny", "ready", 0)
         assert "layers 0-" in state["route"]
-        assert sorted(peer["free_leases"] for peer in swarm.peers().values()) == [0, 0, 1]
+        assert {peer["free_leases"] for peer in swarm.peers().values()} == {0}
 
+        greedy = ("--session", "mine", "--raw", "-q", "--temperature", "0")
         for prompt in PROMPTS:
-            argv = ["edgellm", "ask", prompt, "--session", "mine", "--raw", "--json", "--temperature", "0"]
-            done = carol.run([*argv, "--max-tokens", str(TOKENS)]).check()
-            assert tuple(json.loads(done.stdout)["token_ids"]) == reference[prompt].token_ids
+            argv = ["edgellm", "ask", prompt, *greedy, "--json", "--max-tokens", str(TOKENS)]
+            done = carol.run(argv).check()
+            assert done.stderr == ""
             assert done.duration_s < 10, "a session asks without bring-up"
+            answer = json.loads(done.stdout)
+            assert tuple(answer["token_ids"]) == reference[prompt].token_ids
+            assert answer["text"] == reference[prompt].text
+            assert answer["prompt_tokens"] == len(reference[prompt].prompt_token_ids)
+        assert {hop["name"] for hop in answer["route"]} == {"alice", "bob", "dave"}
+        ends = [0, *(hop["end_layer"] for hop in answer["route"])]
+        assert [hop["first_layer"] for hop in answer["route"]] == ends[:-1]
+        assert ends[-1] == 8
 
-        piped = ["edgellm", "ask", "--session", "mine", "--raw", "-q", "--temperature", "0"]
-        done = carol.run([*piped, "--max-tokens", str(TOKENS)], input=PROMPT).check()
+        done = carol.run(["edgellm", "ask", *greedy, "--max-tokens", str(TOKENS)], input=PROMPT).check()
         assert (done.stdout, done.stderr) == (reference[PROMPT].text + "\n", "")
 
         taken = carol.run(swarm.command("session open", "--model", "tiny", "--name", "mine"))
@@ -166,13 +152,19 @@ def a_killed_client_frees_its_slot(carol: Machine) -> None:
         assert time.monotonic() < deadline, "the request of a client that is gone still runs"
 
 
-def test_an_idle_session_ends_by_itself(swarm: Swarm) -> None:
+def test_two_devices_of_a_host_answer_the_same_in_a_session_that_ends_when_idle(
+    swarm: Swarm, reference: dict[str, SoloAnswer]
+) -> None:
     carol = swarm.requester
-    argv = swarm.command("session open", "-q", "--model", "tiny", "--pp", "1", "--idle", "4s")
+    argv = swarm.command("session open", "-q", "--model", "tiny", "--tp", "2", "--pp", "1", "--idle", "4s")
     name = carol.run(argv, timeout_s=ASK_TIMEOUT_S).check().stdout.strip()
     assert sessions(carol)[name]["closes_in_s"] <= 4
 
-    carol.run(["edgellm", "ask", PROMPT, "--session", name, "--max-tokens", "4"]).check()
+    argv = ["edgellm", "ask", DECIDED_PROMPT, "--session", name, "--raw", "--json", "--temperature", "0"]
+    answer = json.loads(carol.run([*argv, "--max-tokens", str(TOKENS)]).check().stdout)
+    assert [hop["name"] for hop in answer["route"]] == ["dave"]
+    assert tuple(answer["token_ids"][:32]) == reference[DECIDED_PROMPT].token_ids[:32]
+    assert len(answer["token_ids"]) == TOKENS
 
     deadline = time.monotonic() + 15
     while sessions(carol):

@@ -34,10 +34,14 @@ class Program:
 @pytest.fixture(scope="module")
 def program(module_lan: Lan) -> Iterator[Program]:
     swarm = Swarm(module_lan)
-    started = [swarm.start_host(swarm.machine(name), "--max-leases", "2") for name in ("alice", "bob")]
+    started = [
+        swarm.start_host(swarm.machine(name), "--max-leases", "2", memory="4GiB") for name in ("alice", "bob")
+    ]
     for host in started:
         host.wait_ready()
     carol = swarm.requester
+    # torch would leave one in /tmp.
+    carol.environment["TORCHINDUCTOR_CACHE_DIR"] = str(carol.home / ".cache" / "inductor")
     process = carol.start([sys.executable, str(PROGRAM), swarm.address, str(TINY)])
     said = process.wait_for(r"^\{.*\}$", ASK_TIMEOUT_S, stream="stdout")
     yield Program(swarm, process, json.loads(said[0]))

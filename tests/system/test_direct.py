@@ -9,8 +9,9 @@ import pytest
 from tests.system.lan import Lan
 from tests.system.solo import Solo
 from tests.system.swarm import ASK_TIMEOUT_S, START_TIMEOUT_S, TINY, Swarm, error_of
+from tests.system.test_answer import PROMPT, PROMPTS
+from tests.system.test_answer import TOKENS as REFERENCE_TOKENS
 
-PROMPT = "Assignment statements are used to"
 TOKENS = 48
 
 
@@ -29,11 +30,13 @@ def test_hosts_of_a_trusted_lan_talk_plain_tcp(lan: Lan, solo: Solo, isolation: 
         host.wait_for(r"join through it: --bootstrap", START_TIMEOUT_S)
     question = ["edgellm", "ask", PROMPT, "--raw", "--model", "tiny", "--mdns", "--pp", "2"]
     done = swarm.requester.run(
-        [*question, "--temperature", "0", "--max-tokens", str(TOKENS), "--json", *options],
+        [*question, "--temperature", "0", "--max-tokens", str(TOKENS), "--json", "-q", *options],
         timeout_s=ASK_TIMEOUT_S,
     ).check()
+    assert done.stderr == ""
     answer = json.loads(done.stdout)
-    assert tuple(answer["token_ids"]) == solo.answers(TINY, [PROMPT], TOKENS)[0].token_ids
+    reference = solo.answers(TINY, PROMPTS, REFERENCE_TOKENS)[PROMPTS.index(PROMPT)]
+    assert tuple(answer["token_ids"]) == reference.token_ids[:TOKENS]
     assert [(hop["first_layer"], hop["end_layer"]) for hop in answer["route"]][-1][1] == 8
 
 

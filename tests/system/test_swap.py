@@ -58,6 +58,11 @@ class Session:
         came.update(json.loads(done.check().stdout))
 
 
+@pytest.fixture(autouse=True)
+def leaves_nothing() -> None:
+    """In place of the check of each test: what a swap brings up stays. At the module's end nothing may (`Lan.end_all`)."""
+
+
 @pytest.fixture(scope="module")
 def other_model() -> Iterator[Path]:
     """The same weights under another name."""

@@ -151,6 +151,12 @@ async def test_a_chat_passes_as_it_is() -> None:
         ("POST", "/api/v1/sessions", "{}", (422, "invalid_request")),
         ("POST", "/api/v1/sessions", '{"model": "tiny", "modle": "x"}', (422, "invalid_request")),
         ("POST", "/api/v1/sessions", '{"model": "--help"}', (422, "invalid_request")),
+        ("POST", "/api/v1/sessions", '{"model": "tiny", "\\ud800": 1}', (422, "invalid_request")),
+        ("POST", "/api/v1/sessions", '{"model": "tiny", "idle_s": NaN}', (422, "invalid_request")),
+        ("POST", "/api/v1/sessions", '{"model": "tiny", "sequences": 1e999}', (422, "invalid_request")),
+        ("POST", "/api/v1/sessions", f'{{"model": {"9" * 5000}}}', (400, "invalid_request")),
+        ("POST", "/api/v1/sessions", "[" * 100_000, (400, "invalid_request")),
+        ("POST", "/api/v1/sessions", "\xff", (400, "invalid_request")),
         ("POST", "/api/v1/hosts", '{"model": "tiny", "memory_bytes": "much"}', (422, "invalid_request")),
         ("POST", "/api/v1/hosts", '{"model": "tiny", "memory_bytes": 0}', (422, "invalid_request")),
         ("POST", "/api/v1/sessions/amber/chat/completions", '{"messages": []}', (422, "invalid_request")),
@@ -268,6 +274,9 @@ async def test_a_token_is_demanded() -> None:
 async def test_logging_in() -> None:
     async with console(token=TOKEN) as client:
         assert (await client.get("/login")).status_code == 200
+        headers = {"content-type": "application/json"}
+        odd = await client.post("/api/v1/login", content='{"token": "\\ud800"}', headers=headers)
+        assert error_of(odd) == (422, "invalid_request")
         refused = await client.post("/api/v1/login", json={"token": "no"})
         assert error_of(refused) == (401, "authentication")
         assert "set-cookie" not in refused.headers

@@ -446,6 +446,8 @@ async def test_a_form_with_faults_comes_back_with_what_was_written() -> None:
         "order-name": "No Name",
         "order-pp": "two",
     }
+    few = await console.post("/console/sessions", model="tiny", sequences="0")
+    assert "must be greater than or equal to 1." in Elements(few.text).words
     assert console.sessions.asked == []
 
 
@@ -472,7 +474,9 @@ async def test_sessions_are_swapped_and_closed() -> None:
     refused = await console.post("/console/sessions/amber/swap", model="no")
     assert refused.status_code == 409
     assert "nobody hosts 'no'" in Elements(refused.text).words
-    assert (await console.post("/console/sessions/amber/swap", model="")).status_code == 422
+    nothing = await console.post("/console/sessions/amber/swap", model="")
+    assert nothing.status_code == 422
+    assert "the model's name must be filled in" in Elements(nothing.text).words
     closed = await console.post("/console/sessions/amber/close")
     assert (closed.status_code, closed.headers["location"]) == (303, "/")
     assert (await console.post("/console/sessions/amber/close")).status_code == 404

@@ -19,6 +19,7 @@ from typing import NoReturn
 os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
 
 import grpc
+import uvloop
 
 from edgellm.wire import backend_pb2_grpc
 from edgellm_vllm.api import API_SOCKET
@@ -78,7 +79,9 @@ def main() -> None:
     parser.add_argument("--address", required=True, help="own IP address in the cluster")
     parser.add_argument("--head", required=True, help="ADDRESS:PORT of the head's Ray: this member's own")
     parser.add_argument("--socket", required=True, help="Unix socket to serve gRPC on")
-    asyncio.run(_run(parser.parse_args(), EventStream()))
+    # As `vllm serve` has it: each token of each answer that its API streams passes this loop.
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(_run(parser.parse_args(), EventStream()))
 
 
 if __name__ == "__main__":

@@ -12,8 +12,13 @@ _OBJECT_STORE_BYTES = 100_000_000
 _STOP_TIMEOUT_S = 8.0
 _STARTED = b"Ray runtime started"
 
-# Imports first and waits for a line: a worker's second of imports passes while the head's Ray starts.
-_RAY_START = "import sys, ray.scripts.scripts as scripts; sys.stdin.readline() and scripts.main()"
+# Imports first and waits for a line: a worker's second of imports passes while the head's Ray starts. A head would also serve
+# Ray's remote client, for which nobody here asks and which takes a second of a core; against that Ray has no option.
+_RAY_START = (
+    "import sys, ray.scripts.scripts as scripts; "
+    "scripts.get_ray_client_dependency_error = lambda: ImportError('not served'); "
+    "sys.stdin.readline() and scripts.main()"
+)
 
 # RFC 9113, 3.4: the client's preface followed by an empty SETTINGS frame; a server answers with its own SETTINGS.
 _HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + b"\x04\x00" + bytes(4)

@@ -136,7 +136,6 @@ export function listen(handlers) {
       source.addEventListener(name, (event) => {
         if (event.data !== undefined) {
           handler(JSON.parse(event.data));
-          refresh();
         }
       });
     }

@@ -4,8 +4,6 @@ import { listen, refresh } from "./live.js";
 
 const LOOK_MS = 2500;
 
-const nothing = () => {};
-
-listen({ snapshot: nothing, joined: nothing, left: nothing, changed: nothing });
-// Sessions and hosts of this machine change without an event of the swarm.
+listen({ snapshot: refresh, joined: refresh, left: refresh });
+// What changes about hosts that stay, sessions and hosts of this machine are not worth a page each.
 setInterval(refresh, LOOK_MS);

@@ -118,10 +118,12 @@ const events = listen({
     state = session.state;
     document.dispatchEvent(new CustomEvent("session-state", { detail: session.state }));
     draw();
+    refresh();
   },
   end: () => {
     events.close();
     tell("lost", "ended");
+    refresh();
   },
   reconnected: restart,
 });
