@@ -213,16 +213,23 @@ def test_answers_that_are_aborted_stop_in_the_engine(session: Session) -> None:
 
 
 _HOLD = """
-import http.client, json, sys, time
+import http.client, json, select, sys, time
 port, count = int(sys.argv[1]), int(sys.argv[2])
 headers = {"Authorization": "Bearer secret", "Content-Type": "application/json"}
 body = json.dumps({"model": "tiny", "prompt": "def", "max_tokens": 900, "stream": True, "ignore_eos": True})
-connections = [http.client.HTTPConnection("127.0.0.1", port) for _ in range(count)]
-answers = []
-for connection in connections:
+silent = {}
+for _ in range(count):
+    connection = http.client.HTTPConnection("127.0.0.1", port)
     connection.request("POST", "/v1/completions", body, headers)
-    answers.append(connection.getresponse())
-refused = [(one.status, one.headers["Retry-After"], json.load(one)["error"]) for one in answers if one.status != 200]
+    silent[connection.sock] = connection
+held, refused = [], []
+# Answers that wait for their turn say nothing until it comes.
+while (readable := select.select(list(silent), [], [], 1.5)[0]):
+    for connection in map(silent.pop, readable):
+        answer = connection.getresponse()
+        held.append((connection, answer))
+        if answer.status != 200:
+            refused.append((answer.status, answer.headers["Retry-After"], json.load(answer)["error"]))
 print(json.dumps(refused), flush=True)
 time.sleep(60)
 """
