@@ -119,7 +119,8 @@ class Answer:
                 if isinstance(event, h11.Data):
                     text += event.data
                     *whole, text = text.split(b"\n\n")
-                    events += [(at_s, line.removeprefix(b"data: ")) for line in whole]
+                    # Lines that begin with a colon are comments.
+                    events += [(at_s, said[6:]) for said in whole if said.startswith(b"data: ")]
                 if isinstance(event, h11.EndOfMessage):
                     if not events or events[-1][1] != b"[DONE]":
                         raise WrongAnswer("an answer without its end")

@@ -7,8 +7,8 @@ In the node (light: no torch, Ray or vLLM):
 In the cell, as those commands:
 
 * `head`: the requester's process: starts the Ray head and serves `proto/backend.proto`. It uses `service` (gRPC),
-  `engine` (vLLM's AsyncLLM: load, generate, placement), `prompts` (requests to token ids, and their validation) and `pace`
-  (fast tokens share messages).
+  `engine` (vLLM's AsyncLLM: load, generate, placement), `prompts` (requests to token ids, and their validation), `pace` and
+  `paced_outputs` (fast tokens share messages of gRPC, and events of the API).
 * `member`: a host's process: waits for the head and joins it as a Ray node.
 * `ray_node`: both roles' `ray start` child. `events`: what both print.
 * `progress`: from the forked engine core back to the head. `imports`, `models`: what makes imports fewer and faster.

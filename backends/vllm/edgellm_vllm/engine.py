@@ -18,6 +18,7 @@ from edgellm_vllm.figures import Figures, stat_logger
 from edgellm_vllm.imports import without_garbage_collection
 from edgellm_vllm.kv.settings import CHUNK_TOKENS, may_share
 from edgellm_vllm.kv.sharing import silent_members, transfer_options
+from edgellm_vllm.paced_outputs import pace_outputs
 from edgellm_vllm.placement import RankPlacement, difference, planned_placement
 from edgellm_vllm.progress import Kind, ProgressListener
 from edgellm_vllm.prompts import InvalidRequest, answer_tokens, check_sampling, prompt_token_ids
@@ -213,6 +214,7 @@ def _build(request: pb.LoadRequest, addresses: list[str], sharing: list[str], fi
     from edgellm_vllm.models import import_model_class
 
     import_model_class(request.model_path)
+    pace_outputs()
     os.environ["VLLM_PP_LAYER_PARTITION"] = ",".join(
         str(stage.end_layer - stage.first_layer) for stage in request.stages
     )

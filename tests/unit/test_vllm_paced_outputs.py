@@ -1,0 +1,108 @@
+"""Outputs that come fast are given together, on a clock that the test moves."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+pytest.importorskip("edgellm_vllm", reason="the distribution in backends/vllm is not installed")
+
+from edgellm_vllm.paced_outputs import INTERVAL_S, paced_collector
+
+from tests.unit.test_vllm_pace import run
+
+
+@dataclass
+class Output:
+    """As vLLM's RequestOutput."""
+
+    tokens: list[int]
+    finished: bool = False
+
+
+@dataclass
+class Collector:
+    """As vLLM's RequestOutputCollector."""
+
+    aggregate: bool
+    request_id: str
+    output: Any = None
+    ready: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def put(self, output: Any) -> None:
+        if self.output is None or isinstance(output, Exception):
+            self.output = output
+            self.ready.set()
+        else:
+            self.output.tokens += output.tokens
+            self.output.finished |= output.finished
+
+    def get_nowait(self) -> Any:
+        output, self.output = self.output, None
+        self.ready.clear()
+        if isinstance(output, Exception):
+            raise output
+        return output
+
+
+async def given(
+    count: int, every_s: float, *, streams: bool = True, by_http: bool = True, error: Exception | None = None
+) -> list[tuple[int, list[int]]]:
+    """(millisecond, tokens) of each output that is taken."""
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    collector = paced_collector(Collector, lambda: by_http)(streams, "r")
+    taken = []
+
+    async def make() -> None:
+        for number in range(count):
+            collector.put(Output([number], finished=number == count - 1 and error is None))
+            await asyncio.sleep(every_s)
+        if error is not None:
+            collector.put(error)
+
+    making = asyncio.create_task(make())
+    finished = False
+    try:
+        while not finished:
+            output = collector.get_nowait() or await collector.get()
+            finished = output.finished
+            taken.append((round(1000 * (loop.time() - began)), output.tokens))
+    except RuntimeError:
+        taken.append((round(1000 * (loop.time() - began)), []))
+    await making
+    return taken
+
+
+def test_fast_tokens_share_an_output_and_the_first_and_the_last_do_not_wait() -> None:
+    async def main() -> None:
+        assert INTERVAL_S == 0.05
+        assert await given(8, 0.021) == [(0, [0]), (50, [1, 2]), (100, [3, 4]), (147, [5, 6, 7])]
+
+    run(main)
+
+
+def test_slow_tokens_come_for_themselves() -> None:
+    async def main() -> None:
+        assert await given(4, 0.06) == [(0, [0]), (60, [1]), (120, [2]), (180, [3])]
+
+    run(main)
+
+
+@pytest.mark.parametrize(("streams", "by_http"), [(False, True), (True, False)])
+def test_only_what_is_streamed_by_http_is_held(streams: bool, by_http: bool) -> None:
+    async def main() -> None:
+        each = await given(3, 0.02, streams=streams, by_http=by_http)
+        assert each == [(0, [0]), (20, [1]), (40, [2])]
+
+    run(main)
+
+
+def test_an_error_does_not_wait() -> None:
+    async def main() -> None:
+        assert await given(2, 0.01, error=RuntimeError()) == [(0, [0]), (20, [])]
+
+    run(main)
