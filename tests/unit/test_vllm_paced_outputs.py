@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ import pytest
 pytest.importorskip("edgellm_vllm", reason="the distribution in backends/vllm is not installed")
 
 from edgellm_vllm.paced_outputs import INTERVAL_S, paced_collector
+from edgellm_vllm.timings import Timing
 
 from tests.unit.test_vllm_pace import run
 
@@ -54,7 +56,8 @@ async def given(
     """(millisecond, tokens) of each output that is taken."""
     loop = asyncio.get_running_loop()
     began = loop.time()
-    collector = paced_collector(Collector, lambda: by_http)(streams, "r")
+    timing = Timing("r", "chat") if by_http else None
+    collector = paced_collector(Collector, lambda: timing)(streams, "r")
     taken = []
 
     async def make() -> None:
@@ -106,3 +109,15 @@ def test_an_error_does_not_wait() -> None:
         assert await given(2, 0.01, error=RuntimeError()) == [(0, [0]), (20, [])]
 
     run(main)
+
+
+def test_when_each_token_came_is_known_though_they_leave_together() -> None:
+    async def work() -> list[float]:
+        timing = Timing("r", "chat")
+        collector = paced_collector(Collector, lambda: timing)(True, "r")
+        for number in range(3):
+            collector.put(Output([number], finished=number == 2))
+        timing.note(SimpleNamespace(outputs=[SimpleNamespace(token_ids=[0, 1, 2])], metrics=None))
+        return timing.token_s
+
+    assert len(run(work())) == 3

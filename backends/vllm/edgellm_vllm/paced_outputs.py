@@ -12,30 +12,37 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
-from edgellm_vllm.timings import CURRENT
+from edgellm_vllm.timings import CURRENT, Timing
 
 INTERVAL_S = 0.05
 
 
-def paced_collector(base: type[Any], is_paced: Callable[[], bool]) -> type[Any]:
+def paced_collector(base: type[Any], current: Callable[[], Timing | None]) -> type[Any]:
     """`base` is vLLM's `RequestOutputCollector`, in which a request's outputs wait to be taken, and are joined meanwhile.
 
     This one gives an output no sooner than `INTERVAL_S` after the one before; the first and the last one, and errors, at once.
-    Only of answers that are streamed, for others have one output, and to requests in whose context `is_paced`.
+    Only of answers that are streamed, for others have one output, and of requests that `current` knows in their context; there
+    it is noted when each token came.
     """
 
     class PacedCollector(base):
         def __init__(self, output_kind: Any, request_id: str) -> None:
             super().__init__(output_kind, request_id)
             self._loop = asyncio.get_running_loop()
-            self._paces = self.aggregate and is_paced()
+            self._timing = current() if self.aggregate else None
+            if self._timing is not None:
+                self._timing.is_ticked = True
             self._next_at = 0.0
             self._timer: asyncio.TimerHandle | None = None
 
         def put(self, output: Any) -> None:
             """As the base class."""
             super().put(output)
-            if not self._paces or isinstance(output, Exception) or output.finished:
+            if self._timing is None or isinstance(output, Exception):
+                self.ready.set()
+                return
+            self._timing.tick()
+            if output.finished:
                 self.ready.set()
             elif self._loop.time() < self._next_at:
                 self.ready.clear()
@@ -68,6 +75,4 @@ def pace_outputs() -> None:
     from vllm.v1.engine import async_llm
     from vllm.v1.engine.output_processor import RequestOutputCollector
 
-    async_llm.RequestOutputCollector = paced_collector(
-        RequestOutputCollector, lambda: CURRENT.get() is not None
-    )
+    async_llm.RequestOutputCollector = paced_collector(RequestOutputCollector, CURRENT.get)

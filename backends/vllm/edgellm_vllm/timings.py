@@ -44,6 +44,8 @@ class Timing:
     cached_prompt_tokens: int = 0
     output_tokens: int = 0
     token_s: list[float] = field(default_factory=list)
+    is_ticked: bool = False
+    """Whether it is told of each token as it comes, though several may leave the engine together."""
     queued: float = 0.0
     scheduled: float = 0.0
     first: float = 0.0
@@ -58,14 +60,19 @@ class Timing:
         """A piece of the answer leaves the engine (vLLM's RequestOutput)."""
         tokens = sum(len(choice.token_ids) for choice in output.outputs)
         self.output_tokens += tokens
-        if tokens and len(self.token_s) < MAX_TOKEN_TIMES:
-            self.token_s.append(time.monotonic() - self.arrived)
+        if tokens and not self.is_ticked:
+            self.tick()
         if (stats := output.metrics) is None:
             return
         self.queued = _earliest(self.queued, stats.queued_ts)
         self.scheduled = _earliest(self.scheduled, stats.scheduled_ts)
         self.first = _earliest(self.first, stats.first_token_ts)
         self.last = max(self.last, stats.last_token_ts)
+
+    def tick(self) -> None:
+        """A token has come from the engine."""
+        if len(self.token_s) < MAX_TOKEN_TIMES:
+            self.token_s.append(time.monotonic() - self.arrived)
 
     def spent(self, prefill_s: Sequence[float], decode_s: Sequence[float], *, whole: bool) -> None:
         """What the stages computed for one of the engine's requests. Several of one user's share their steps."""
