@@ -31,7 +31,7 @@ async def attached_sources(
         return place
 
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(watcher.look, network, place.bootstrap)
+        nursery.start_soon(watcher.keep_looking, network, place.bootstrap)
         yield Sources(
             swarm=watcher,
             sessions=SessionsHere(registry, nursery, same_place, watcher.latency_s, isolation=isolation),

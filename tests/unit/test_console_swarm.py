@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -21,7 +22,7 @@ from edgellm.discovery.bootstrap import forget, remember
 from edgellm.discovery.collect import Sighting
 from edgellm.discovery.publish import Publisher
 from edgellm.errors import DiscoveryError
-from edgellm.p2p.network import Network
+from edgellm.p2p.network import Network, PeerAddress, Stream
 from edgellm.testing.memory_network import MemoryHub, MemoryNetwork, open_hub
 from edgellm.types.advert import HostAdvert
 from tests.unit.samples import advert
@@ -191,6 +192,47 @@ async def test_a_connection_to_nobody_is_lost(autojump_clock: trio.testing.MockC
 
                     nursery.start_soon(look)
     assert caught.group_contains(DiscoveryError, match="lost")
+
+
+async def test_a_look_that_fails_is_told_and_tried_again(
+    autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_hub() as hub, trio.open_nursery() as nursery:
+        it, network = SwarmWatcher(), hub.join()
+        answers, failures = network.find_providers, [RuntimeError("defect"), DiscoveryError("nobody")]
+
+        async def find_providers(key: str) -> tuple[PeerAddress, ...]:
+            if failures:
+                raise failures.pop(0)
+            return await answers(key)
+
+        monkeypatch.setattr(network, "find_providers", find_providers)
+        await join(hub, "alice")
+        nursery.start_soon(it.keep_looking, network, ())
+        told = (await it.current()).problem
+        assert told is not None
+        assert "defect" in told.message
+        await trio.sleep(10)
+        swarm = await it.current()
+        assert ([peer.name for peer in swarm.peers], swarm.problem) == (["alice"], None)
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_host_that_cannot_even_be_asked_is_malformed(
+    autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with watched() as seen:
+        answers, mallory = seen.network.open_stream, await join(seen.hub, "mallory")
+
+        async def open_stream(peer: str, *arguments: Any, **options: Any) -> Stream:
+            if peer == mallory.network.peer:
+                raise ValueError("no multiaddr")
+            return await answers(peer, *arguments, **options)
+
+        monkeypatch.setattr(seen.network, "open_stream", open_stream)
+        await join(seen.hub, "alice")
+        await seen.until("joined", "alice")
+        assert (await seen.watcher.current()).refused == [views.Refused(reason="malformed", count=1)]
 
 
 async def test_who_does_not_keep_up_is_sent_away(monkeypatch: pytest.MonkeyPatch) -> None:
