@@ -286,6 +286,11 @@ class NetworkTiming(View):
     decode_s: float | None = None
 
 
+def _perhaps_unknown(value: object) -> object:
+    """Engines say null where steps did not tell what their stages computed."""
+    return NetworkTiming() if value is None else value
+
+
 class Timings(View):
     """Where the time of one answer went. A figure is None while it is not known."""
 
@@ -300,7 +305,7 @@ class Timings(View):
     token_s: list[float] = []
     """Since the request arrived, when each piece of the answer left the engine."""
     stages: list[StageTiming] = []
-    network_s: NetworkTiming = NetworkTiming()
+    network_s: Annotated[NetworkTiming, BeforeValidator(_perhaps_unknown)] = NetworkTiming()
 
 
 # --- hosts on this machine -----------------------------------------------------------------------------------------

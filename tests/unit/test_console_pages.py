@@ -556,6 +556,14 @@ def test_stages_that_computed_for_others_meanwhile_stay_within_their_phase() -> 
     assert sum(bar.width for bar in drawn.hops) == pytest.approx(100)
 
 
+def test_stages_whose_times_are_not_known_are_said_to_be_so() -> None:
+    stages = [views.StageTiming(stage=number, name="a") for number in range(2)]
+    drawn = timeline(views.Timings(request_id="r", prefill_s=0.1, decode_s=1.0, stages=stages))
+    assert drawn is not None
+    assert (drawn.hops, drawn.keys) == ((), ())
+    assert "How much of it each stage computed is not known." in drawn.sentence
+
+
 def test_of_an_answer_that_was_stopped_decode_is_the_time_until_its_last_piece() -> None:
     drawn = timeline(TIMINGS.model_copy(update={"decode_s": None, "network_s": views.NetworkTiming()}))
     assert drawn is not None
