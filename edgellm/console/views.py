@@ -131,6 +131,9 @@ class Swarm(View):
 
     peers: list[Peer]
     models: list[ModelEntry]
+    """By name; where there are very many, those that most hosts have."""
+    more_models: int = 0
+    """How many there are besides."""
     refused: list[Refused]
     seen_at: float | None
     """When; None before the first look."""
@@ -143,10 +146,9 @@ class Swarm(View):
 
 
 class PeerEvent(View):
-    """Data of `joined`, `left` and `changed`: the peer as it is (or was last), and what the swarm offers now."""
+    """Data of `joined`, `left` and `changed`: the peer as it is (or was last)."""
 
     peer: Peer
-    models: list[ModelEntry]
     seen_at: float
 
 

@@ -242,8 +242,7 @@ class SwarmWatcher:
         self._seen_at = now
         if what != "changed":
             self._recent.append(views.Happening(at=now, what=what, peer=peer.peer, name=peer.name))
-        models = models_of(self._peers())
-        self._send(Event(what, views.PeerEvent(peer=peer, models=models, seen_at=now)))
+        self._send(Event(what, views.PeerEvent(peer=peer, seen_at=now)))
 
     def _forget(self) -> None:
         self._shown.clear()
@@ -251,14 +250,13 @@ class SwarmWatcher:
         self._refused.clear()
         self._seen_at = None
 
-    def _peers(self) -> list[views.Peer]:
-        return sorted(self._shown.values(), key=lambda peer: (peer.name, peer.peer))
-
     def _swarm(self) -> views.Swarm:
-        peers = self._peers()
+        peers = sorted(self._shown.values(), key=lambda peer: (peer.name, peer.peer))
+        models, more_models = models_of(peers)
         return views.Swarm(
             peers=peers,
-            models=models_of(peers),
+            models=models,
+            more_models=more_models,
             refused=refused_of(self._refused.values()),
             seen_at=self._seen_at,
             problem=self._problem,

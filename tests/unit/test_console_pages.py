@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 import trio
+from starlette.responses import Response
 
 from edgellm.console import forms, pages, views
 from edgellm.console.app import create_app
@@ -375,6 +378,27 @@ async def test_a_session_shows_its_pipeline() -> None:
     assert "1.2 ms from here" in words
     assert words.count("cpu 0") + words.count("device 0") == 2
     assert "http://127.0.0.1:9/v1" in words
+
+
+async def test_of_very_many_models_some_are_shown_and_the_rest_is_counted() -> None:
+    offers = [a_peer("alice").models[0].model_copy(update={"name": f"m{number}"}) for number in range(10)]
+    peer = a_peer("alice").model_copy(update={"models": offers})
+    page = Elements(await Console(Swarm(a_swarm(peer, more_models=1000))).get("/"))
+    assert "And 1000 more." in page.words
+    assert "m7 and 2 more" in " ".join(page.words.split())
+    assert "1010" in page.words
+
+
+async def test_rendering_holds_up_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    threads = []
+
+    def rendered(*arguments: Any, **shown: Any) -> Response:
+        threads.append(threading.get_ident())
+        return Response("a page")
+
+    monkeypatch.setattr(pages, "rendered", rendered)
+    await Console().get("/")
+    assert threads != [threading.get_ident()]
 
 
 async def test_a_page_of_a_sessions_daemon_is_that_session_and_starts_nothing() -> None:

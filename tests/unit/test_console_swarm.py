@@ -16,7 +16,7 @@ import trio.testing
 from edgellm.console import views, watcher
 from edgellm.console.membership import Place
 from edgellm.console.sources import Busy, Event
-from edgellm.console.swarm import differs, models_of, peer_of, refused_of
+from edgellm.console.swarm import MAX_MODELS, differs, models_of, peer_of, refused_of
 from edgellm.console.watcher import SwarmWatcher
 from edgellm.discovery.bootstrap import forget, remember
 from edgellm.discovery.collect import Sighting
@@ -262,13 +262,25 @@ def test_what_is_told_and_what_not() -> None:
 def test_models_are_put_together_by_name_and_version() -> None:
     alice = peer_of(Sighting(advert(peer="a", name="alice"), 0.01))
     bob = peer_of(Sighting(advert(peer="b", name="bob"), 0.01))
-    (entry,) = models_of([alice, bob])
+    (entry,), more = models_of([alice, bob])
     assert (entry.name, entry.hosts, entry.free_memory_bytes) == ("tiny", ["alice", "bob"], 8 << 30)
-    assert models_of([]) == []
+    assert more == 0
+    assert models_of([]) == ([], 0)
     assert refused_of(["b", "a", "b"]) == [
         views.Refused(reason="a", count=1),
         views.Refused(reason="b", count=2),
     ]
+
+
+def test_a_host_that_names_very_many_models_does_not_hide_those_that_others_have() -> None:
+    alice = peer_of(Sighting(advert(peer="a", name="alice"), 0.01))
+    bob = peer_of(Sighting(advert(peer="b", name="bob"), 0.01))
+    offers = [alice.models[0].model_copy(update={"name": f"a-{number:04}"}) for number in range(MAX_MODELS)]
+    mallory = alice.model_copy(update={"peer": "m", "models": offers})
+    models, more = models_of([mallory, alice, bob])
+    assert (len(models), more) == (MAX_MODELS, 1)
+    assert models[-1].hosts == ["alice", "bob"]
+    assert models[0].name == "a-0000"
 
 
 def test_hosts_listen_where_their_swarm_is() -> None:
