@@ -35,7 +35,7 @@ async def attached_sources(
         return place
 
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(watcher.look, network, place.bootstrap)
+        nursery.start_soon(watcher.keep_looking, network, place.bootstrap)
         yield Sources(
             swarm=watcher,
             sessions=OwnSession(

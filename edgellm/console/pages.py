@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Awaitable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote
@@ -140,7 +141,7 @@ class _Desk:
         swarm = await self._swarm()
         sessions, sessions_fault = await _or_problem(self.sources.sessions.all(), ())
         hosts = self.sources.hosts.all()
-        return self._page(
+        return await self._page(
             "overview.html",
             status,
             here=here,
@@ -189,7 +190,7 @@ class _Desk:
     ) -> Response:
         session = await self.sources.sessions.one(name)
         swarm = await self._swarm()
-        return self._page(
+        return await self._page(
             "session.html",
             status,
             here=here,
@@ -227,12 +228,12 @@ class _Desk:
         if drawn is None:
             fault = views.Problem(message="the engine kept no times of this answer", type="not_found")
             return problem_page(fault, 404)
-        return self._page("answer.html", here="", name=name, timings=timings, drawn=drawn)
+        return await self._page("answer.html", here="", name=name, timings=timings, drawn=drawn)
 
     async def machine(self) -> Response:
         doctor, doctor_fault = await _or_problem(self.sources.machine.doctor(), None)
         kv, kv_fault = await _or_problem(self.sources.machine.kv(), None)
-        return self._page(
+        return await self._page(
             "machine.html",
             here="/console/machine",
             doctor=doctor,
@@ -248,14 +249,14 @@ class _Desk:
             return swarm if fault is None else swarm.model_copy(update={"problem": fault})
         return unseen
 
-    def _page(self, template: str, status: int = 200, **shown: Any) -> Response:
+    async def _page(self, template: str, status: int = 200, **shown: Any) -> Response:
         own = self.sources.session
         first = (
             (_Place("/", "Swarm"),) if own is None else (_Place("/", own), _Place("/console/swarm", "Swarm"))
         )
-        return rendered(
-            template, status, places=(*first, _Place("/console/machine", "This machine")), **shown
-        )
+        places = (*first, _Place("/console/machine", "This machine"))
+        # Of a large swarm it takes long, and what else this process does is not to wait.
+        return await trio.to_thread.run_sync(partial(rendered, template, status, places=places, **shown))
 
 
 async def _or_problem(asked: Awaitable[Shown], otherwise: Shown) -> tuple[Shown, views.Problem | None]:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable
+from heapq import nsmallest
 
 from edgellm.console import views
 from edgellm.discovery.collect import Sighting
 from edgellm.types.advert import HostAdvert
 
+MAX_MODELS = 300
 LATENCY_CHANGE = 0.3
 LATENCY_CHANGE_S = 0.002
 """A round trip is another when it differs by more than both of these, the first of itself."""
@@ -62,13 +64,17 @@ def _devices(advert: HostAdvert) -> list[views.Device]:
     ]
 
 
-def models_of(peers: Iterable[views.Peer]) -> list[views.ModelEntry]:
-    """One entry for each version of each model, by name."""
+def models_of(peers: Iterable[views.Peer]) -> tuple[list[views.ModelEntry], int]:
+    """One entry for each version of each model, by name; and of how many more there is none.
+
+    Where there are more than `MAX_MODELS`, those that most hosts have are listed: hosts may say that they have what they like.
+    """
     hosts: dict[tuple[str, str], list[tuple[views.Peer, views.Offer]]] = defaultdict(list)
     for peer in peers:
         for offer in peer.models:
             hosts[offer.name, offer.digest].append((peer, offer))
-    return [
+    listed = nsmallest(MAX_MODELS, hosts, key=lambda version: (-len(hosts[version]), version))
+    entries = [
         views.ModelEntry(
             name=name,
             digest=digest,
@@ -78,8 +84,9 @@ def models_of(peers: Iterable[views.Peer]) -> list[views.ModelEntry]:
             hosts=[peer.name for peer, _ in group],
             free_memory_bytes=sum(peer.free_memory_bytes for peer, _ in group),
         )
-        for (name, digest), group in sorted(hosts.items())
+        for (name, digest), group in ((version, hosts[version]) for version in sorted(listed))
     ]
+    return entries, len(hosts) - len(entries)
 
 
 def refused_of(reasons: Iterable[str]) -> list[views.Refused]:

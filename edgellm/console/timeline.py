@@ -229,6 +229,7 @@ def _keys(timings: views.Timings, hops: Sequence[Bar], total_s: float) -> tuple[
             stage.stage % HUES,
         )
         for stage in timings.stages
+        if stage.prefill_s is not None or stage.decode_s is not None
     ]
     if network_s := sum(hop.seconds for hop in hops if hop.kind == "network"):
         keys.append(key("network and scheduling", "network", network_s))
@@ -249,6 +250,8 @@ def _sentence(timings: views.Timings, total_s: float, phases: Sequence[Bar], hop
     if computed_s and network_s and is_complete:
         share = round(100 * network_s / (computed_s + network_s))
         text += f" Of the work, {share} % was network and scheduling."
+    elif not computed_s:
+        text += " How much of it each stage computed is not known."
     if timings.cached_prompt_tokens:
         text += (
             f" {timings.cached_prompt_tokens} of {timings.prompt_tokens} prompt tokens were computed before."

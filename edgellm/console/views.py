@@ -131,6 +131,9 @@ class Swarm(View):
 
     peers: list[Peer]
     models: list[ModelEntry]
+    """By name; where there are very many, those that most hosts have."""
+    more_models: int = 0
+    """How many there are besides."""
     refused: list[Refused]
     seen_at: float | None
     """When; None before the first look."""
@@ -143,10 +146,9 @@ class Swarm(View):
 
 
 class PeerEvent(View):
-    """Data of `joined`, `left` and `changed`: the peer as it is (or was last), and what the swarm offers now."""
+    """Data of `joined`, `left` and `changed`: the peer as it is (or was last)."""
 
     peer: Peer
-    models: list[ModelEntry]
     seen_at: float
 
 
@@ -286,6 +288,11 @@ class NetworkTiming(View):
     decode_s: float | None = None
 
 
+def _perhaps_unknown(value: object) -> object:
+    """Engines say null where steps did not tell what their stages computed."""
+    return NetworkTiming() if value is None else value
+
+
 class Timings(View):
     """Where the time of one answer went. A figure is None while it is not known."""
 
@@ -300,7 +307,7 @@ class Timings(View):
     token_s: list[float] = []
     """Since the request arrived, when each piece of the answer left the engine."""
     stages: list[StageTiming] = []
-    network_s: NetworkTiming = NetworkTiming()
+    network_s: Annotated[NetworkTiming, BeforeValidator(_perhaps_unknown)] = NetworkTiming()
 
 
 # --- hosts on this machine -----------------------------------------------------------------------------------------

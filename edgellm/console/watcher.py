@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Literal
 
+import structlog
 import trio
 
 from edgellm.console import views
@@ -22,8 +23,10 @@ from edgellm.console.sources import Busy, Event
 from edgellm.console.swarm import differs, models_of, peer_of, refused_of
 from edgellm.discovery.collect import SequenceBook, Sighting, UnbelievableAdvert, ask_host
 from edgellm.discovery.keys import HOSTS_KEY
-from edgellm.errors import DiscoveryError, EdgeError, NetworkError, ProtocolViolation
+from edgellm.errors import DiscoveryError, EdgeError, NetworkError, ProtocolViolation, unwrapped
 from edgellm.p2p.network import Network, PeerAddress
+
+log = structlog.get_logger(__name__)
 
 SEARCH_S = 3.0
 CHECK_S = 2.0
@@ -116,6 +119,20 @@ class SwarmWatcher:
             # Nobody knows how it is from now on.
             self._forget()
 
+    async def keep_looking(self, network: Network, join: tuple[str, ...]) -> None:
+        """Looks until it is cancelled; what fails is told and tried again."""
+        while True:
+            try:
+                with unwrapped():
+                    await self.look(network, join)
+            except EdgeError as error:
+                self.trouble(error)
+            except Exception as error:
+                # The session whose console looks is not to end by it.
+                log.exception("looking at the swarm failed")
+                self.trouble(EdgeError(f"looking at the swarm failed: {error!r}"))
+            await trio.sleep(SEARCH_S)
+
     def trouble(self, error: EdgeError) -> None:
         """The swarm cannot be looked at."""
         problem = problem_of(error)
@@ -194,7 +211,7 @@ class SwarmWatcher:
                 return await ask_host(network, provider, book=book, now=time.time, timeout_s=ASK_S)
             except UnbelievableAdvert as error:
                 return error.fault
-            except ProtocolViolation:
+            except (ProtocolViolation, ValueError):
                 return "malformed"
             except NetworkError:
                 pass
@@ -225,8 +242,7 @@ class SwarmWatcher:
         self._seen_at = now
         if what != "changed":
             self._recent.append(views.Happening(at=now, what=what, peer=peer.peer, name=peer.name))
-        models = models_of(self._peers())
-        self._send(Event(what, views.PeerEvent(peer=peer, models=models, seen_at=now)))
+        self._send(Event(what, views.PeerEvent(peer=peer, seen_at=now)))
 
     def _forget(self) -> None:
         self._shown.clear()
@@ -234,14 +250,13 @@ class SwarmWatcher:
         self._refused.clear()
         self._seen_at = None
 
-    def _peers(self) -> list[views.Peer]:
-        return sorted(self._shown.values(), key=lambda peer: (peer.name, peer.peer))
-
     def _swarm(self) -> views.Swarm:
-        peers = self._peers()
+        peers = sorted(self._shown.values(), key=lambda peer: (peer.name, peer.peer))
+        models, more_models = models_of(peers)
         return views.Swarm(
             peers=peers,
-            models=models_of(peers),
+            models=models,
+            more_models=more_models,
             refused=refused_of(self._refused.values()),
             seen_at=self._seen_at,
             problem=self._problem,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import ipaddress
 import math
@@ -36,6 +37,15 @@ def without_peer(multiaddr: str) -> str:
     """A multiaddr without its trailing `/p2p/<peer>`, if it has one."""
     address, separator, peer = multiaddr.rpartition("/p2p/")
     return address if separator and "/" not in peer else multiaddr
+
+
+def written(addresses: Iterable[Multiaddr]) -> list[str]:
+    """Addresses that strangers told, as text, without those that are none: Multiaddr takes any bytes and fails when written."""
+    found = []
+    for address in addresses:
+        with contextlib.suppress(ValueError):
+            found.append(str(address))
+    return found
 
 
 def check_listen(multiaddrs: Iterable[str]) -> tuple[Multiaddr, ...]:

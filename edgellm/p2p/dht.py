@@ -26,7 +26,7 @@ from libp2p.kad_dht.kad_dht import DHTMode, KadDHT
 from libp2p.peer.id import ID
 from libp2p.tools.anyio_service import background_trio_service
 
-from edgellm.p2p.addresses import without_peer
+from edgellm.p2p.addresses import without_peer, written
 from edgellm.p2p.network import PeerAddress
 
 log = logging.getLogger(__name__)
@@ -137,7 +137,7 @@ class ProviderDirectory:
         for info in infos:
             peer = str(info.peer_id)
             if peer not in found and len(found) < MAX_PROVIDERS:
-                addresses = dict.fromkeys(without_peer(str(address)) for address in info.addrs)
+                addresses = dict.fromkeys(map(without_peer, written(info.addrs)))
                 found[peer] = PeerAddress(peer, tuple(addresses))
 
     async def _announce(self, key: str) -> None:

@@ -17,6 +17,7 @@ from libp2p.peer.peerstore import PeerStoreError
 from multiaddr import Multiaddr
 
 from edgellm.errors import NetworkError
+from edgellm.p2p.addresses import written
 
 STAGGER_S = 0.1  # head start of an address over the next one
 MAX_ADDRESSES = 16  # others tell us addresses: a lying one must not make us dial the world
@@ -119,10 +120,11 @@ class Dialer:
         except PeerStoreError:
             known = []
         own = {str(address) for address in self._host.get_transport_addrs()}
-        unique = {str(bare): bare for bare in (_without_peer(a, peer_id) for a in (*given, *known))}
+        suffix = f"/p2p/{peer_id}"
+        bare = dict.fromkeys(text.removesuffix(suffix) for text in written((*given, *known)))
         usable = [
             address
-            for text, address in unique.items()
+            for text, address in ((text, Multiaddr(text)) for text in bare)
             if text not in own and (not _is_circuit(address) or self.dial_circuit is not None)
         ]
         # A relayed path is slower than any direct one, so it starts last.
@@ -131,11 +133,6 @@ class Dialer:
 
 def _is_circuit(address: Multiaddr) -> bool:
     return "/p2p-circuit" in str(address)
-
-
-def _without_peer(address: Multiaddr, peer_id: ID) -> Multiaddr:
-    text = str(address)
-    return Multiaddr(text.removesuffix(f"/p2p/{peer_id}"))
 
 
 def _cause(error: BaseException) -> BaseException | None:

@@ -27,7 +27,7 @@ from tests.unit.samples import advert
 PEER = peer_of(Sighting(advert(), 0.004))
 SWARM = views.Swarm(
     peers=[PEER],
-    models=models_of([PEER]),
+    models=models_of([PEER])[0],
     refused=[views.Refused(reason="unreachable", count=2)],
     seen_at=1000.0,
     join=["/ip4/10.0.0.1/tcp/4001/p2p/peer"],
@@ -78,7 +78,7 @@ class Swarms:
     @asynccontextmanager
     async def watch(self) -> AsyncIterator[trio.MemoryReceiveChannel[Event]]:
         self.script.step()
-        joined = views.PeerEvent(peer=PEER, models=[], seen_at=1001.0)
+        joined = views.PeerEvent(peer=PEER, seen_at=1001.0)
         async with _events(self.script, Event("snapshot", SWARM), Event("joined", joined)) as events:
             yield events
 

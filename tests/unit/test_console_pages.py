@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 import trio
+from starlette.responses import Response
 
 from edgellm.console import forms, pages, views
 from edgellm.console.app import create_app
@@ -377,6 +380,27 @@ async def test_a_session_shows_its_pipeline() -> None:
     assert "http://127.0.0.1:9/v1" in words
 
 
+async def test_of_very_many_models_some_are_shown_and_the_rest_is_counted() -> None:
+    offers = [a_peer("alice").models[0].model_copy(update={"name": f"m{number}"}) for number in range(10)]
+    peer = a_peer("alice").model_copy(update={"models": offers})
+    page = Elements(await Console(Swarm(a_swarm(peer, more_models=1000))).get("/"))
+    assert "And 1000 more." in page.words
+    assert "m7 and 2 more" in " ".join(page.words.split())
+    assert "1010" in page.words
+
+
+async def test_rendering_holds_up_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    threads = []
+
+    def rendered(*arguments: Any, **shown: Any) -> Response:
+        threads.append(threading.get_ident())
+        return Response("a page")
+
+    monkeypatch.setattr(pages, "rendered", rendered)
+    await Console().get("/")
+    assert threads != [threading.get_ident()]
+
+
 async def test_a_page_of_a_sessions_daemon_is_that_session_and_starts_nothing() -> None:
     console = Console(sessions=Sessions({"amber": a_session()}), hosts=Hosts(offered=False), own="amber")
     first = Elements(await console.get("/"))
@@ -554,6 +578,14 @@ def test_stages_that_computed_for_others_meanwhile_stay_within_their_phase() -> 
     drawn = timeline(views.Timings(request_id="r", decode_s=1.0, stages=busy))
     assert drawn is not None
     assert sum(bar.width for bar in drawn.hops) == pytest.approx(100)
+
+
+def test_stages_whose_times_are_not_known_are_said_to_be_so() -> None:
+    stages = [views.StageTiming(stage=number, name="a") for number in range(2)]
+    drawn = timeline(views.Timings(request_id="r", prefill_s=0.1, decode_s=1.0, stages=stages))
+    assert drawn is not None
+    assert (drawn.hops, drawn.keys) == ((), ())
+    assert "How much of it each stage computed is not known." in drawn.sentence
 
 
 def test_of_an_answer_that_was_stopped_decode_is_the_time_until_its_last_piece() -> None:

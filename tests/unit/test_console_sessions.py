@@ -351,6 +351,16 @@ async def test_timings_name_their_hosts(registry: Registry) -> None:
             await it.timings("amber", "r2")
 
 
+def test_what_the_engine_says_is_null_is_not_known() -> None:
+    said = {
+        "request_id": "r",
+        "stages": [{"stage": 0, "prefill_s": None, "decode_s": None}],
+        "network_s": None,
+    }
+    timings = timings_of(json.dumps(said).encode(), [])
+    assert timings.network_s == views.NetworkTiming()
+
+
 async def test_engines_that_keep_no_timings(registry: Registry) -> None:
     async with engines(registry, Engine()) as (it, _):
         with pytest.raises(NotThere):

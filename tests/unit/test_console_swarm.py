@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -15,13 +16,13 @@ import trio.testing
 from edgellm.console import views, watcher
 from edgellm.console.membership import Place
 from edgellm.console.sources import Busy, Event
-from edgellm.console.swarm import differs, models_of, peer_of, refused_of
+from edgellm.console.swarm import MAX_MODELS, differs, models_of, peer_of, refused_of
 from edgellm.console.watcher import SwarmWatcher
 from edgellm.discovery.bootstrap import forget, remember
 from edgellm.discovery.collect import Sighting
 from edgellm.discovery.publish import Publisher
 from edgellm.errors import DiscoveryError
-from edgellm.p2p.network import Network
+from edgellm.p2p.network import Network, PeerAddress, Stream
 from edgellm.testing.memory_network import MemoryHub, MemoryNetwork, open_hub
 from edgellm.types.advert import HostAdvert
 from tests.unit.samples import advert
@@ -193,6 +194,47 @@ async def test_a_connection_to_nobody_is_lost(autojump_clock: trio.testing.MockC
     assert caught.group_contains(DiscoveryError, match="lost")
 
 
+async def test_a_look_that_fails_is_told_and_tried_again(
+    autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_hub() as hub, trio.open_nursery() as nursery:
+        it, network = SwarmWatcher(), hub.join()
+        answers, failures = network.find_providers, [RuntimeError("defect"), DiscoveryError("nobody")]
+
+        async def find_providers(key: str) -> tuple[PeerAddress, ...]:
+            if failures:
+                raise failures.pop(0)
+            return await answers(key)
+
+        monkeypatch.setattr(network, "find_providers", find_providers)
+        await join(hub, "alice")
+        nursery.start_soon(it.keep_looking, network, ())
+        told = (await it.current()).problem
+        assert told is not None
+        assert "defect" in told.message
+        await trio.sleep(10)
+        swarm = await it.current()
+        assert ([peer.name for peer in swarm.peers], swarm.problem) == (["alice"], None)
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_host_that_cannot_even_be_asked_is_malformed(
+    autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with watched() as seen:
+        answers, mallory = seen.network.open_stream, await join(seen.hub, "mallory")
+
+        async def open_stream(peer: str, *arguments: Any, **options: Any) -> Stream:
+            if peer == mallory.network.peer:
+                raise ValueError("no multiaddr")
+            return await answers(peer, *arguments, **options)
+
+        monkeypatch.setattr(seen.network, "open_stream", open_stream)
+        await join(seen.hub, "alice")
+        await seen.until("joined", "alice")
+        assert (await seen.watcher.current()).refused == [views.Refused(reason="malformed", count=1)]
+
+
 async def test_who_does_not_keep_up_is_sent_away(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watcher, "MAX_WAITING", 2)
     monkeypatch.setattr(watcher, "MAX_WATCHERS", 1)
@@ -220,13 +262,25 @@ def test_what_is_told_and_what_not() -> None:
 def test_models_are_put_together_by_name_and_version() -> None:
     alice = peer_of(Sighting(advert(peer="a", name="alice"), 0.01))
     bob = peer_of(Sighting(advert(peer="b", name="bob"), 0.01))
-    (entry,) = models_of([alice, bob])
+    (entry,), more = models_of([alice, bob])
     assert (entry.name, entry.hosts, entry.free_memory_bytes) == ("tiny", ["alice", "bob"], 8 << 30)
-    assert models_of([]) == []
+    assert more == 0
+    assert models_of([]) == ([], 0)
     assert refused_of(["b", "a", "b"]) == [
         views.Refused(reason="a", count=1),
         views.Refused(reason="b", count=2),
     ]
+
+
+def test_a_host_that_names_very_many_models_does_not_hide_those_that_others_have() -> None:
+    alice = peer_of(Sighting(advert(peer="a", name="alice"), 0.01))
+    bob = peer_of(Sighting(advert(peer="b", name="bob"), 0.01))
+    offers = [alice.models[0].model_copy(update={"name": f"a-{number:04}"}) for number in range(MAX_MODELS)]
+    mallory = alice.model_copy(update={"peer": "m", "models": offers})
+    models, more = models_of([mallory, alice, bob])
+    assert (len(models), more) == (MAX_MODELS, 1)
+    assert models[-1].hosts == ["alice", "bob"]
+    assert models[0].name == "a-0000"
 
 
 def test_hosts_listen_where_their_swarm_is() -> None:

@@ -78,7 +78,31 @@ async def test_of_steps_that_told_nothing_no_network_is_made(timings: Timings) -
     timings.spent(json.dumps([["abc-0123abcd", [0.1, 0.2], [], False]]))
     report = timings.report("abc")
     assert report is not None
+    assert [(stage["prefill_s"], stage["decode_s"]) for stage in report["stages"]] == [
+        (0.1, None),
+        (0.2, None),
+    ]
     assert report["network_s"] is None
+
+
+async def test_where_only_the_last_stage_told_its_time_no_stage_is_said_to_have_computed_it(
+    timings: Timings,
+) -> None:
+    await ask(timings, llm(output(1), output(1, finished=True, last=11.5)))
+    timings.spent("abc-0123abcd", json.dumps([[0.2], [0.5], True]))
+    report = timings.report("abc")
+    assert report is not None
+    assert [(stage["prefill_s"], stage["decode_s"]) for stage in report["stages"]] == [(None, None)] * 2
+    assert report["network_s"] is None
+
+
+async def test_an_answer_of_one_token_took_no_decoding(timings: Timings) -> None:
+    await ask(timings, llm(output(1, finished=True)))
+    timings.spent("abc-0123abcd", json.dumps([[0.1, 0.2], [], True]))
+    report = timings.report("abc")
+    assert report is not None
+    assert [stage["decode_s"] for stage in report["stages"]] == [0.0, 0.0]
+    assert report["network_s"]["decode_s"] == 0.0
 
 
 async def test_choices_of_one_request_share_their_steps(timings: Timings) -> None:

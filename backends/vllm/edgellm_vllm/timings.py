@@ -104,23 +104,25 @@ class Timing:
         )
 
     def report(self, addresses: Sequence[str]) -> dict[str, Any]:
-        """For JSON; `addresses` are those of the stages' members, in pipeline order."""
+        """For JSON; `addresses` are those of the stages' members, in pipeline order. What is not known is None."""
         stages, network = [], None
         if self.stages_are_known:
+            prefill_s = self._of_each(self.stage_prefill_s, len(addresses))
+            decode_s = self._of_each(self.stage_decode_s, len(addresses))
             for index, address in enumerate(addresses):
                 stages.append(
                     {
                         "stage": index,
                         "address": address,
-                        "prefill_s": _nth(self.stage_prefill_s, index),
-                        "decode_s": _nth(self.stage_decode_s, index),
+                        "prefill_s": prefill_s[index] if prefill_s else None,
+                        "decode_s": decode_s[index] if decode_s else None,
                     }
                 )
             # Of a step that told nothing of its stages, all would count as network.
-            if self.stages_are_whole and len(self.stage_prefill_s) == len(addresses):
+            if self.stages_are_whole and prefill_s and decode_s:
                 network = {
-                    "prefill_s": _rest(self.prefill_s, self.stage_prefill_s),
-                    "decode_s": _rest(self.decode_s, self.stage_decode_s),
+                    "prefill_s": _rest(self.prefill_s, prefill_s),
+                    "decode_s": _rest(self.decode_s, decode_s),
                 }
         return {
             "request_id": self.request_id,
@@ -136,6 +138,13 @@ class Timing:
             "stages": stages,
             "network_s": network,
         }
+
+    def _of_each(self, told_s: Sequence[float], stages: int) -> Sequence[float]:
+        """What each of the stages computed; () where it is not known whose times were told."""
+        if not told_s and self.stages_are_whole and self.stage_prefill_s:
+            # There was no such step.
+            return [0.0] * stages
+        return told_s if len(told_s) == stages else ()
 
 
 class Timings:

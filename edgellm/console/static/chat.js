@@ -139,9 +139,10 @@ async function fetchTimes(place, requestId) {
       const figure = page.querySelector("figure.time");
       if (figure) {
         place.replaceChildren(document.importNode(figure, true));
-        return;
-      }
-      if (answer.status !== 404 || tried === TIMES_TRIES) {
+        if (!("partial" in figure.dataset) || tried === TIMES_TRIES) {
+          return;
+        }
+      } else if (answer.status !== 404 || tried === TIMES_TRIES) {
         place.replaceChildren(element("p", page.querySelector(".notice strong")?.textContent ?? "There are no figures.", "small soft"));
         return;
       }
