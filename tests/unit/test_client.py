@@ -19,6 +19,7 @@ import grpc
 import psutil
 import pytest
 import torch
+from transformers import BatchEncoding
 
 import edgellm
 from edgellm import (
@@ -621,12 +622,23 @@ def test_what_a_prompt_may_be() -> None:
         [{"role": "user", "content": ["a"]}],
         [{"role": "user", "content": "a", "tool_calls": []}],
         [{"role": "user", "content": "a"}, 5],
+        {1: "a", 2: "b"},
+        {1, 2},
+        b"ab",
+        bytearray(b"ab"),
+        BatchEncoding({"input_ids": [1, 2]}),
     ],
 )
 def test_what_is_no_prompt(prompt: Any) -> None:
     with pytest.raises(UsageError) as caught:
         question_of(prompt, None)
     assert caught.value.remedy
+
+
+@pytest.mark.parametrize("prompts", [{"a": 1}, {"a"}, b"ab", BatchEncoding({"input_ids": [[1, 2]]})])
+def test_what_are_no_prompts(prompts: Any) -> None:
+    with pytest.raises(UsageError, match="is no prompt"):
+        questions_of(prompts, None)
 
 
 def test_parameters_of_others_are_refused() -> None:
