@@ -203,6 +203,10 @@ class DistributedModelForCausalLM:
             raise UsageError(
                 "max_new_tokens and max_length exclude each other", remedy="leave out one of them"
             )
+        if max_new_tokens is None and max_length is None:
+            max_new_tokens = self.generation_config.max_new_tokens
+            if max_new_tokens is None:
+                max_length = self.generation_config.max_length
         if max_length is not None:
             if max_length <= width:
                 raise UsageError(
@@ -210,8 +214,6 @@ class DistributedModelForCausalLM:
                     remedy="say max_new_tokens",
                 )
             return max_length - width
-        if max_new_tokens is None:
-            max_new_tokens = self.generation_config.max_new_tokens
         return DEFAULT_NEW_TOKENS if max_new_tokens is None else max_new_tokens
 
     def _streamed(

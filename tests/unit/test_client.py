@@ -730,6 +730,34 @@ def test_without_a_mask_padding_is_what_is_no_end(fake: FakeLLM, model: Distribu
     assert (fake.params[0].stop_token_ids, fake.params[0].max_tokens) == ((3, 4), 8)
 
 
+@pytest.mark.parametrize(
+    ("advised", "asked", "most"),
+    [
+        ({}, {}, 20),
+        ({"max_length": 30}, {}, 28),
+        ({"max_length": 30}, {"max_length": 12}, 10),
+        ({"max_length": 30}, {"max_new_tokens": 5}, 5),
+        ({"max_length": 30, "max_new_tokens": 7}, {}, 7),
+    ],
+)
+def test_an_answer_is_as_long_as_the_model_advises(
+    advised: dict[str, int],
+    asked: dict[str, int],
+    most: int,
+    fake: FakeLLM,
+    model: DistributedModelForCausalLM,
+) -> None:
+    model.generation_config.update(**advised)
+    model.generate(torch.tensor([[5, 6]]), **cast(Any, asked))
+    assert fake.params[0].max_tokens == most
+
+
+def test_a_prompt_beyond_the_length_that_the_model_advises(model: DistributedModelForCausalLM) -> None:
+    model.generation_config.max_length = 3
+    with pytest.raises(UsageError, match="max_length=3 leaves no room after prompts of 3 tokens"):
+        model.generate(torch.tensor([[5, 6, 7]]))
+
+
 def test_sampling_gives_several_answers_by_several_seeds(
     fake: FakeLLM, model: DistributedModelForCausalLM
 ) -> None:
