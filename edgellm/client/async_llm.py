@@ -18,7 +18,7 @@ from edgellm.client.prompts import Prompt, Turn, about_prompt, chat_of, question
 from edgellm.client.results import Completion, Gathering, Hop
 from edgellm.client.sampling import SamplingParams
 from edgellm.client.session import OpenSession, open_session
-from edgellm.client.waiting import in_thread
+from edgellm.client.waiting import in_thread, to_the_end
 from edgellm.errors import SessionError, UsageError, unwrapped
 from edgellm.types.request import Piece, Question
 
@@ -90,7 +90,11 @@ class AsyncLLM:
         model, session, options = self._wanted
 
         def open_() -> None:
-            self._session = open_session(model, session, options, give_up, whose="AsyncLLM")
+            opened = open_session(model, session, options, give_up, whose="AsyncLLM")
+            if give_up.is_set():
+                opened.close()
+            else:
+                self._session = opened
 
         try:
             await in_thread(open_, give_up.set)
@@ -107,8 +111,7 @@ class AsyncLLM:
     async def aclose(self) -> None:
         """Ends what runs, and the session if it was opened here; returns when all of it is gone, cancelled or not."""
         if self._session is not None:
-            with anyio.CancelScope(shield=True):
-                await anyio.to_thread.run_sync(self._session.close)
+            await to_the_end(self._session.close)
 
     async def generate(
         self,
