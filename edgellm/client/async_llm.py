@@ -18,7 +18,7 @@ from edgellm.client.prompts import Prompt, Turn, about_prompt, chat_of, question
 from edgellm.client.results import Completion, Gathering, Hop
 from edgellm.client.sampling import SamplingParams
 from edgellm.client.session import OpenSession, open_session
-from edgellm.client.waiting import in_thread
+from edgellm.client.waiting import in_thread, to_the_end
 from edgellm.errors import SessionError, UsageError, unwrapped
 from edgellm.types.request import Piece, Question
 
@@ -90,7 +90,11 @@ class AsyncLLM:
         model, session, options = self._wanted
 
         def open_() -> None:
-            self._session = open_session(model, session, options, give_up, whose="AsyncLLM")
+            opened = open_session(model, session, options, give_up, whose="AsyncLLM")
+            if give_up.is_set():
+                opened.close()
+            else:
+                self._session = opened
 
         try:
             await in_thread(open_, give_up.set)
@@ -107,13 +111,14 @@ class AsyncLLM:
     async def aclose(self) -> None:
         """Ends what runs, and the session if it was opened here; returns when all of it is gone, cancelled or not."""
         if self._session is not None:
-            with anyio.CancelScope(shield=True):
-                await anyio.to_thread.run_sync(self._session.close)
+            await to_the_end(self._session.close)
 
     async def generate(
         self,
         prompts: Prompt | Sequence[Prompt],
         params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        digest: str = "",
     ) -> list[Completion]:
         """As `LLM.generate`. Cancelling it ends all of the requests."""
         questions = questions_of(prompts, params)
@@ -121,7 +126,7 @@ class AsyncLLM:
 
         async def answer(index: int, question: Question) -> None:
             try:
-                answers[index] = await self._gathered(question)
+                answers[index] = await self._gathered(question, digest)
             except UsageError as error:
                 raise about_prompt(error, index, len(questions)) from None
 
@@ -131,9 +136,11 @@ class AsyncLLM:
                     group.start_soon(answer, index, question)
         return [answers[index] for index in range(len(questions))]
 
-    def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> AsyncStream:
+    def stream(
+        self, prompt: Prompt, params: SamplingParams | None = None, *, digest: str = ""
+    ) -> AsyncStream:
         """As `LLM.stream`."""
-        return AsyncStream(self._open.connection.ask(question_of(prompt, params)), self._threads)
+        return AsyncStream(self._open.connection.ask(question_of(prompt, params), digest), self._threads)
 
     async def chat(self, messages: str | Sequence[Turn], params: SamplingParams | None = None) -> Completion:
         """As `LLM.chat`."""
@@ -147,6 +154,10 @@ class AsyncLLM:
     @property
     def model(self) -> str:
         return self._opened.description.model
+
+    @property
+    def digest(self) -> str:
+        return self._opened.description.digest
 
     @property
     def endpoint(self) -> str:
@@ -181,9 +192,9 @@ class AsyncLLM:
             raise SessionError(f"this AsyncLLM of {self.model} is closed", remedy="make another one")
         return self._opened
 
-    async def _gathered(self, question: Question) -> Completion:
+    async def _gathered(self, question: Question, digest: str = "") -> Completion:
         connection = self._open.connection
-        async with self._places, AsyncStream(connection.ask(question), self._threads) as stream:
+        async with self._places, AsyncStream(connection.ask(question, digest), self._threads) as stream:
             answer = Gathering(time.monotonic())
             async for piece in stream:
                 answer.add(piece, time.monotonic())

@@ -49,11 +49,13 @@ class DistributedModelForCausalLM:
             output = model.generate(**inputs, max_new_tokens=40)
             print(model.tokenizer.decode(output[0]))
 
-    It holds no weights: `generate` is what it can do. Everything of the session is in `llm`.
+    It holds no weights: `generate` is what it can do. Everything of the session is in `llm`. Where another model is
+    put behind the session, `generate` raises SessionError.
     """
 
     def __init__(self, llm: LLM) -> None:
         self.llm = llm
+        self._digest = llm.digest
 
     @cached_property
     def config(self) -> Any:
@@ -157,7 +159,9 @@ class DistributedModelForCausalLM:
         if streamer is None:
             answers = [
                 answer.token_ids
-                for answer in self.llm.generate(repeated, _each_its_seed(params, len(repeated)))
+                for answer in self.llm.generate(
+                    repeated, _each_its_seed(params, len(repeated)), digest=self._digest
+                )
             ]
         else:
             answers = [self._streamed(prompts[0], params, input_ids, streamer)]
@@ -203,6 +207,10 @@ class DistributedModelForCausalLM:
             raise UsageError(
                 "max_new_tokens and max_length exclude each other", remedy="leave out one of them"
             )
+        if max_new_tokens is None and max_length is None:
+            max_new_tokens = self.generation_config.max_new_tokens
+            if max_new_tokens is None:
+                max_length = self.generation_config.max_length
         if max_length is not None:
             if max_length <= width:
                 raise UsageError(
@@ -210,8 +218,6 @@ class DistributedModelForCausalLM:
                     remedy="say max_new_tokens",
                 )
             return max_length - width
-        if max_new_tokens is None:
-            max_new_tokens = self.generation_config.max_new_tokens
         return DEFAULT_NEW_TOKENS if max_new_tokens is None else max_new_tokens
 
     def _streamed(
@@ -221,7 +227,7 @@ class DistributedModelForCausalLM:
 
         streamer.put(input_ids.cpu())
         tokens: list[int] = []
-        with self.llm.stream(prompt, params) as pieces:
+        with self.llm.stream(prompt, params, digest=self._digest) as pieces:
             for piece in pieces:
                 for token in piece.token_ids:
                     streamer.put(torch.tensor([token]))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, cast
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 IDLE_S = 900.0
 SEQUENCES = 8
 TIMEOUT_S = 3600.0
+_LONGEST_S = 10 * 365 * 86400.0
 
 
 class SessionOptions(TypedDict, total=False):
@@ -99,7 +100,7 @@ def order_of(
     _whole("port", options.get("port"), least=0, most=65535)
     _number("min_tok_s", options.get("min_tok_s"))
     _number("max_load", options.get("max_load"), most=1.0)
-    _number("idle_s", options.get("idle_s"))
+    _number("idle_s", options.get("idle_s"), most=_LONGEST_S)
     require_key(options.get("api_key"))
     return Order(
         name=name,
@@ -135,8 +136,8 @@ def texts(key: str, value: Sequence[str]) -> tuple[str, ...]:
 def timeout_of(options: SessionOptions) -> float:
     """Raises UsageError for a value that cannot be."""
     timeout_s = options.get("timeout_s", TIMEOUT_S)
-    _number("timeout_s", timeout_s)
-    if not timeout_s or math.isinf(timeout_s):
+    _number("timeout_s", timeout_s, most=_LONGEST_S)
+    if not timeout_s:
         raise UsageError(f"timeout_s must be above 0, not {timeout_s!r}", remedy="leave it out, for an hour")
     return timeout_s
 
@@ -155,10 +156,10 @@ def _whole(key: str, value: object, *, least: int, most: int = 1 << 31) -> None:
         raise UsageError(f"{key} must be a whole number from {least} on, not {value!r}")
 
 
-def _number(key: str, value: object, *, most: float = math.inf) -> None:
+def _number(key: str, value: object, *, most: float = sys.float_info.max) -> None:
     if value is None:
         return
     number = cast(float, value)
     if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= number <= most:
-        between = f"from 0 to {most:g}" if most < math.inf else "0 or more"
+        between = f"from 0 to {most:.10g}" if most < sys.float_info.max else "0 or more and finite"
         raise UsageError(f"{key} must be {between}, not {value!r}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Any, TypeAlias, cast
 
 from edgellm.client.sampling import SamplingParams
@@ -89,6 +89,9 @@ def _is_prompt(value: Any) -> bool:
 
 def _items(prompt: Any) -> list[Any]:
     try:
+        # All of these have items, too: keys, numbers in no order, octets.
+        if isinstance(prompt, Mapping | Set | bytes | bytearray):
+            raise TypeError
         return list(prompt)
     except TypeError:
         raise UsageError(f"{type(prompt).__name__} is no prompt", remedy=_REMEDY) from None

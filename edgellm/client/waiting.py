@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TypeVar
 
 import anyio
-import anyio.lowlevel
 import anyio.to_thread
 
 T = TypeVar("T")
@@ -18,26 +19,40 @@ async def in_thread(work: Callable[[], T], give_up: Callable[[], object]) -> T:
     """
     outcome: list[T] = []
     failure: list[BaseException] = []
+    ended = threading.Event()
 
     def caught() -> None:
         try:
             outcome.append(work())
-        except BaseException as error:  # noqa: BLE001 - raised below, outside of the task group
+        except BaseException as error:  # noqa: BLE001 - raised below, in the caller's task
             failure.append(error)
-
-    async def notice_cancellation() -> None:
-        try:
-            await anyio.sleep_forever()
         finally:
-            if not outcome and not failure:
-                give_up()
+            ended.set()
 
-    async with anyio.create_task_group() as group:
-        group.start_soon(notice_cancellation)
-        await anyio.to_thread.run_sync(caught)
-        group.cancel_scope.cancel()
-    # What `work` ended with when it was given up is no matter.
-    await anyio.lowlevel.checkpoint_if_cancelled()
+    # A thread of its own has begun here, whatever cancels the wait for it.
+    threading.Thread(target=caught, name="edgellm-work").start()
+    try:
+        await anyio.to_thread.run_sync(ended.wait, abandon_on_cancel=True)
+    except BaseException:
+        # What `work` ends with when it is given up is no matter.
+        if not ended.is_set():
+            give_up()
+        await _wait_shielded(ended)
+        raise
     if failure:
         raise failure[0]
     return outcome[0]
+
+
+async def to_the_end(work: Callable[[], None]) -> None:
+    """Does `work` in a thread. When the caller is cancelled, it is so after it."""
+    with anyio.CancelScope(shield=True):
+        await in_thread(work, lambda: None)
+
+
+async def _wait_shielded(ended: threading.Event) -> None:
+    with anyio.CancelScope(shield=True):
+        while not ended.is_set():
+            # asyncio's own ways to cancel pass through the shield: Task.cancel, asyncio.timeout, Ctrl-C.
+            with suppress(anyio.get_cancelled_exc_class()):
+                await anyio.to_thread.run_sync(ended.wait, abandon_on_cancel=True)

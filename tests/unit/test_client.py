@@ -19,6 +19,7 @@ import grpc
 import psutil
 import pytest
 import torch
+from transformers import BatchEncoding
 
 import edgellm
 from edgellm import (
@@ -57,7 +58,9 @@ class Daemon(session_pb2_grpc.SessionServicer):
 
     def __init__(self, engine: Path) -> None:
         self.engine = engine
+        self.model = "tiny"
         self.state = "ready"
+        self.is_between_clusters = False
         self.uses = 0
         self.refuses = ""
         self._lock = threading.Lock()
@@ -65,9 +68,16 @@ class Daemon(session_pb2_grpc.SessionServicer):
     def Describe(
         self, request: session_pb2.DescribeRequest, context: grpc.ServicerContext
     ) -> session_pb2.Description:
+        if self.is_between_clusters:
+            return session_pb2.Description(name="amber", model=self.model, state=self.state)
         stage = session_pb2.StageDescription(peer="peer-a", name="alice", first_layer=0, end_layer=8)
         return session_pb2.Description(
-            name="amber", model="tiny", state=self.state, stages=[stage], max_model_len=64
+            name="amber",
+            model=self.model,
+            digest=f"digest of {self.model}",
+            state=self.state,
+            stages=[stage],
+            max_model_len=64,
         )
 
     def Use(
@@ -80,7 +90,9 @@ class Daemon(session_pb2_grpc.SessionServicer):
             with self._lock:
                 self.uses += 1
             try:
-                yield session_pb2.Engine(socket=str(self.engine))
+                yield session_pb2.Engine(
+                    socket=str(self.engine), digest=f"digest of {self.model}", model=self.model
+                )
                 ended.wait(30)
             finally:
                 with self._lock:
@@ -202,6 +214,41 @@ def test_a_session_describes_itself(session: Session, llm: LLM) -> None:
     assert (llm.session, llm.model, llm.context) == ("amber", "tiny", 64)
     assert [(hop.name, hop.first_layer, hop.end_layer) for hop in llm.route] == [("alice", 0, 8)]
     assert repr(llm) == "<LLM tiny, session amber>"
+
+
+def test_a_swap_is_noticed_by_the_next_request(session: Session, llm: LLM) -> None:
+    before = llm.digest
+    session.daemon.model = "other"
+    llm.chat("why", FOUR)
+    assert (llm.model, llm.digest) == ("other", "digest of other")
+    asked = len(session.script.requests)
+    with pytest.raises(SessionError, match=r"has another model by now: other") as caught:
+        llm.generate([[1, 2], [3]], FOUR, digest=before)
+    assert caught.value.remedy
+    with pytest.raises(SessionError, match="another model"):
+        list(llm.stream([1, 2], FOUR, digest=before))
+    assert len(session.script.requests) == asked, "the other model got none of it"
+    assert len(llm.generate([[1, 2], [3]], FOUR, digest=llm.digest)) == 2
+
+
+def test_between_two_clusters_the_description_stays(session: Session, llm: LLM) -> None:
+    session.daemon.model, session.daemon.is_between_clusters = "other", True
+    llm.chat("why", FOUR)
+    assert (llm.model, llm.context) == ("tiny", 64)
+    session.daemon.is_between_clusters = False
+    llm.chat("why", FOUR)
+    assert (llm.model, llm.context) == ("other", 64)
+
+
+def test_the_shape_of_transformers_stays_one_model(session: Session, llm: LLM) -> None:
+    model = DistributedModelForCausalLM(llm)
+    model.__dict__["_directory"] = TINY
+    rows = torch.tensor([[5, 6]])
+    assert model.generate(rows, max_new_tokens=4).shape == (1, 6)
+    session.daemon.model = "other"
+    for _ in range(2):
+        with pytest.raises(SessionError, match="another model by now: other"):
+            model.generate(rows, max_new_tokens=4)
 
 
 def test_prompts_are_answered_at_once_and_in_order(slow_session: Session, slow_llm: LLM) -> None:
@@ -385,11 +432,19 @@ def test_a_session_that_broke_tells_why(session: Session, llm: LLM) -> None:
         ({"model": "tiny"}, "no peer of the swarm is known"),
         ({"model": "tiny", "mdns": True, "max_load": 80}, "max_load must be from 0 to 1, not 80"),
         ({"model": "tiny", "mdns": True, "min_tok_s": "5"}, "min_tok_s must be 0 or more"),
+        ({"model": "tiny", "mdns": True, "min_tok_s": float("inf")}, "0 or more and finite, not inf"),
+        (
+            {"model": "tiny", "mdns": True, "idle_s": float("inf")},
+            "idle_s must be from 0 to 315360000, not inf",
+        ),
+        ({"model": "tiny", "mdns": True, "idle_s": float("nan")}, "idle_s must be"),
+        ({"model": "tiny", "mdns": True, "idle_s": 10**400}, "idle_s must be"),
         ({"model": "tiny", "mdns": True, "tp": 0}, "tp must be a whole number from 1 on"),
         ({"model": "tiny", "mdns": True, "network": "udp"}, "network cannot be 'udp'"),
         ({"model": "tiny", "mdns": True, "network": "direct", "kv_scope": "swarm"}, "shares no KV cache"),
         ({"model": "tiny", "mdns": True, "api_key": "a b"}, "an API key"),
         ({"session": "amber", "timeout_s": 0}, "timeout_s must be above 0"),
+        ({"session": "amber", "timeout_s": float("inf")}, "timeout_s must be from 0 to 315360000"),
         ({"model": "tiny", "mdns": True, "name": "A"}, "cannot be a session's name"),
     ],
 )
@@ -451,6 +506,12 @@ def test_the_same_in_an_event_loop(backend: str, slow_session: Session) -> None:
             assert time.monotonic() - begun < 12 * 10 * 0.02 / 2
             assert [answer.prompt_tokens for answer in answers] == [1, 2, 3] * 4
             assert (await llm.chat("why", FOUR)).text == "the sky is blue "
+            before, slow_session.daemon.model = llm.digest, "other"
+            with pytest.raises(SessionError, match="another model by now: other"):
+                await llm.generate([[1]], FOUR, digest=before)
+            with pytest.raises(SessionError, match="another model by now: other"):
+                await anext(llm.stream([1], FOUR, digest=before))
+            assert (llm.model, llm.digest) == ("other", "digest of other")
         with pytest.raises(SessionError, match="is closed"):
             llm.stream("why")
 
@@ -621,12 +682,23 @@ def test_what_a_prompt_may_be() -> None:
         [{"role": "user", "content": ["a"]}],
         [{"role": "user", "content": "a", "tool_calls": []}],
         [{"role": "user", "content": "a"}, 5],
+        {1: "a", 2: "b"},
+        {1, 2},
+        b"ab",
+        bytearray(b"ab"),
+        BatchEncoding({"input_ids": [1, 2]}),
     ],
 )
 def test_what_is_no_prompt(prompt: Any) -> None:
     with pytest.raises(UsageError) as caught:
         question_of(prompt, None)
     assert caught.value.remedy
+
+
+@pytest.mark.parametrize("prompts", [{"a": 1}, {"a"}, b"ab", BatchEncoding({"input_ids": [[1, 2]]})])
+def test_what_are_no_prompts(prompts: Any) -> None:
+    with pytest.raises(UsageError, match="is no prompt"):
+        questions_of(prompts, None)
 
 
 def test_parameters_of_others_are_refused() -> None:
@@ -651,6 +723,7 @@ class FakeLLM:
     """Answers row i with i + 1 tokens, 100 * (i + 1) and on."""
 
     model = "tiny"
+    digest = "digest of tiny"
 
     def __init__(self) -> None:
         self.prompts: list[list[int]] = []
@@ -659,7 +732,9 @@ class FakeLLM:
     def model_directory(self) -> Path:
         return TINY
 
-    def generate(self, prompts: list[list[int]], params: list[SamplingParams]) -> list[Completion]:
+    def generate(
+        self, prompts: list[list[int]], params: list[SamplingParams], *, digest: str
+    ) -> list[Completion]:
         self.prompts, self.params = prompts, params
         return [
             Completion("", tuple(100 * (i + 1) + k for k in range(i + 1)), "stop", 1, 0, 0.1, 0.2, None)
@@ -667,7 +742,7 @@ class FakeLLM:
         ]
 
     @contextmanager
-    def stream(self, prompt: list[int], params: SamplingParams) -> Iterator[list[Piece]]:
+    def stream(self, prompt: list[int], params: SamplingParams, *, digest: str) -> Iterator[list[Piece]]:
         self.prompts, self.params = [prompt], [params]
         yield [Piece((7, 8), "ab", 1), Piece((9,), "c", 1, "stop")]
 
@@ -708,6 +783,34 @@ def test_without_a_mask_padding_is_what_is_no_end(fake: FakeLLM, model: Distribu
     model.generate(rows, pad_token_id=3, eos_token_id=[3, 4], max_length=10)
     assert fake.prompts == [[3, 5], [6, 7]]
     assert (fake.params[0].stop_token_ids, fake.params[0].max_tokens) == ((3, 4), 8)
+
+
+@pytest.mark.parametrize(
+    ("advised", "asked", "most"),
+    [
+        ({}, {}, 20),
+        ({"max_length": 30}, {}, 28),
+        ({"max_length": 30}, {"max_length": 12}, 10),
+        ({"max_length": 30}, {"max_new_tokens": 5}, 5),
+        ({"max_length": 30, "max_new_tokens": 7}, {}, 7),
+    ],
+)
+def test_an_answer_is_as_long_as_the_model_advises(
+    advised: dict[str, int],
+    asked: dict[str, int],
+    most: int,
+    fake: FakeLLM,
+    model: DistributedModelForCausalLM,
+) -> None:
+    model.generation_config.update(**advised)
+    model.generate(torch.tensor([[5, 6]]), **cast(Any, asked))
+    assert fake.params[0].max_tokens == most
+
+
+def test_a_prompt_beyond_the_length_that_the_model_advises(model: DistributedModelForCausalLM) -> None:
+    model.generation_config.max_length = 3
+    with pytest.raises(UsageError, match="max_length=3 leaves no room after prompts of 3 tokens"):
+        model.generate(torch.tensor([[5, 6, 7]]))
 
 
 def test_sampling_gives_several_answers_by_several_seeds(

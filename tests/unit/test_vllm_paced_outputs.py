@@ -120,4 +120,4 @@ def test_when_each_token_came_is_known_though_they_leave_together() -> None:
         timing.note(SimpleNamespace(outputs=[SimpleNamespace(token_ids=[0, 1, 2])], metrics=None))
         return timing.token_s
 
-    assert len(run(work())) == 3
+    assert len(run(work)) == 3
