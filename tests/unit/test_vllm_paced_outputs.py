@@ -112,12 +112,13 @@ def test_an_error_does_not_wait() -> None:
 
 
 def test_when_each_token_came_is_known_though_they_leave_together() -> None:
-    async def work() -> list[float]:
-        timing = Timing("r", "chat")
+    timing = Timing("r", "chat")
+
+    async def work() -> None:
         collector = paced_collector(Collector, lambda: timing)(True, "r")
         for number in range(3):
             collector.put(Output([number], finished=number == 2))
         timing.note(SimpleNamespace(outputs=[SimpleNamespace(token_ids=[0, 1, 2])], metrics=None))
-        return timing.token_s
 
-    assert len(run(work)) == 3
+    run(work)
+    assert (len(timing.token_s), timing.output_tokens) == (3, 3)
