@@ -100,7 +100,8 @@ def test_code_of_a_requester_stays_in_its_cell(swarm: Swarm) -> None:
         reach = [["127.0.0.1", LOOPBACK_PORT], [alice.address, LAN_PORT]]
         reach += [[machine.address, 4001] for machine in swarm.lan.machines[:3]]
         reach += [[f"10.88.1.{member}", port] for member in (1, 2) for port in (6379, 4001, 22)]
-        reach += [["10.88.255.254", 6379], ["192.0.2.1", 53]]
+        # And Ray's remote client, which this cluster's own head does not serve.
+        reach += [["10.88.255.254", 6379], ["192.0.2.1", 53], ["10.88.2.1", 10001]]
         targets = {
             "files": [
                 "/model/config.json",
