@@ -117,6 +117,8 @@ class AsyncLLM:
         self,
         prompts: Prompt | Sequence[Prompt],
         params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        digest: str = "",
     ) -> list[Completion]:
         """As `LLM.generate`. Cancelling it ends all of the requests."""
         questions = questions_of(prompts, params)
@@ -124,7 +126,7 @@ class AsyncLLM:
 
         async def answer(index: int, question: Question) -> None:
             try:
-                answers[index] = await self._gathered(question)
+                answers[index] = await self._gathered(question, digest)
             except UsageError as error:
                 raise about_prompt(error, index, len(questions)) from None
 
@@ -134,9 +136,11 @@ class AsyncLLM:
                     group.start_soon(answer, index, question)
         return [answers[index] for index in range(len(questions))]
 
-    def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> AsyncStream:
+    def stream(
+        self, prompt: Prompt, params: SamplingParams | None = None, *, digest: str = ""
+    ) -> AsyncStream:
         """As `LLM.stream`."""
-        return AsyncStream(self._open.connection.ask(question_of(prompt, params)), self._threads)
+        return AsyncStream(self._open.connection.ask(question_of(prompt, params), digest), self._threads)
 
     async def chat(self, messages: str | Sequence[Turn], params: SamplingParams | None = None) -> Completion:
         """As `LLM.chat`."""
@@ -150,6 +154,10 @@ class AsyncLLM:
     @property
     def model(self) -> str:
         return self._opened.description.model
+
+    @property
+    def digest(self) -> str:
+        return self._opened.description.digest
 
     @property
     def endpoint(self) -> str:
@@ -184,9 +192,9 @@ class AsyncLLM:
             raise SessionError(f"this AsyncLLM of {self.model} is closed", remedy="make another one")
         return self._opened
 
-    async def _gathered(self, question: Question) -> Completion:
+    async def _gathered(self, question: Question, digest: str = "") -> Completion:
         connection = self._open.connection
-        async with self._places, AsyncStream(connection.ask(question), self._threads) as stream:
+        async with self._places, AsyncStream(connection.ask(question, digest), self._threads) as stream:
             answer = Gathering(time.monotonic())
             async for piece in stream:
                 answer.add(piece, time.monotonic())

@@ -49,11 +49,13 @@ class DistributedModelForCausalLM:
             output = model.generate(**inputs, max_new_tokens=40)
             print(model.tokenizer.decode(output[0]))
 
-    It holds no weights: `generate` is what it can do. Everything of the session is in `llm`.
+    It holds no weights: `generate` is what it can do. Everything of the session is in `llm`. Where another model is
+    put behind the session, `generate` raises SessionError.
     """
 
     def __init__(self, llm: LLM) -> None:
         self.llm = llm
+        self._digest = llm.digest
 
     @cached_property
     def config(self) -> Any:
@@ -157,7 +159,9 @@ class DistributedModelForCausalLM:
         if streamer is None:
             answers = [
                 answer.token_ids
-                for answer in self.llm.generate(repeated, _each_its_seed(params, len(repeated)))
+                for answer in self.llm.generate(
+                    repeated, _each_its_seed(params, len(repeated)), digest=self._digest
+                )
             ]
         else:
             answers = [self._streamed(prompts[0], params, input_ids, streamer)]
@@ -223,7 +227,7 @@ class DistributedModelForCausalLM:
 
         streamer.put(input_ids.cpu())
         tokens: list[int] = []
-        with self.llm.stream(prompt, params) as pieces:
+        with self.llm.stream(prompt, params, digest=self._digest) as pieces:
             for piece in pieces:
                 for token in piece.token_ids:
                     streamer.put(torch.tensor([token]))

@@ -31,17 +31,24 @@ class Call(Protocol[T_co]):
 class Connection:
     """Channels to a session that all requests of a process share. Safe in any number of threads."""
 
-    def __init__(self, name: str, files: SessionFiles, timeout_s: float) -> None:
+    def __init__(
+        self, name: str, files: SessionFiles, timeout_s: float, notice: Callable[[str], None]
+    ) -> None:
+        """`notice` is told the digest of the model that a request gets, by the thread of the request."""
         self.name = name
         self.files = files
         self.timeout_s = timeout_s
+        self.notice = notice
         self._daemon = grpc.insecure_channel(f"unix:{files.socket}")
         self._engines: dict[str, grpc.Channel] = {}
         self._lock = threading.Lock()
 
-    def ask(self, question: Question) -> Stream:
-        """The answer, piece by piece. The engine is asked when the first one is."""
-        return Stream(self, question_to_wire(question, secrets.token_hex(8)))
+    def ask(self, question: Question, digest: str = "") -> Stream:
+        """The answer, piece by piece. The engine is asked when the first one is.
+
+        `digest`: of the only model that may answer; else whichever the session has.
+        """
+        return Stream(self, question_to_wire(question, secrets.token_hex(8)), digest)
 
     def use(self) -> Call[session_pb2.Engine]:
         """While the call lasts the session counts as used."""
@@ -72,9 +79,10 @@ class Stream:
     cannot take the prompt, EngineError where it fails, SessionError where the session is gone.
     """
 
-    def __init__(self, connection: Connection, request: backend_pb2.GenerateRequest) -> None:
+    def __init__(self, connection: Connection, request: backend_pb2.GenerateRequest, digest: str) -> None:
         self._connection = connection
         self._request = request
+        self._digest = digest
         self._lock = threading.Lock()
         self._calls: list[Any] = []
         self._events: Call[backend_pb2.GenerateEvent] | None = None
@@ -121,10 +129,16 @@ class Stream:
     def _begun(self) -> Call[backend_pb2.GenerateEvent]:
         use = self._kept(self._connection.use)
         try:
-            socket = next(use).socket
+            engine = next(use)
         except StopIteration:
             raise SessionError(f"session {self._connection.name!r} did not say where its engine is") from None
-        return self._kept(lambda: self._connection.generate(socket, self._request))
+        self._connection.notice(engine.digest)
+        if self._digest not in ("", engine.digest):
+            raise SessionError(
+                f"session {self._connection.name!r} has another model by now: {engine.model}",
+                remedy="load that one's tokenizer, and make the prompts anew",
+            )
+        return self._kept(lambda: self._connection.generate(engine.socket, self._request))
 
     def _kept(self, call: Callable[[], Call[T]]) -> Call[T]:
         with self._lock:

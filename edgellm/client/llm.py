@@ -46,14 +46,19 @@ class LLM:
         self,
         prompts: Prompt | Sequence[Prompt],
         params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        digest: str = "",
     ) -> list[Completion]:
         """Answers to all prompts, in their order; the engine works on many of them at once.
 
         A prompt is a text or a list of token ids, taken as they are, or a list of messages. When one fails, all end, and its
         error is raised.
+
+        With `digest` only that model may answer, for prompts of its own token ids: SessionError where the session has another
+        one by now.
         """
         questions = questions_of(prompts, params)
-        streams = [self._open.connection.ask(question) for question in questions]
+        streams = [self._open.connection.ask(question, digest) for question in questions]
         if not streams:
             return []
         with ThreadPoolExecutor(min(MAX_AT_ONCE, len(streams))) as threads:
@@ -70,9 +75,9 @@ class LLM:
         index, error = failed
         raise about_prompt(error, index, len(streams)) if isinstance(error, UsageError) else error
 
-    def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Stream:
-        """The answer piece by piece, as it comes. `prompt` is as in `generate`."""
-        return self._open.connection.ask(question_of(prompt, params))
+    def stream(self, prompt: Prompt, params: SamplingParams | None = None, *, digest: str = "") -> Stream:
+        """The answer piece by piece, as it comes. `prompt` and `digest` are as in `generate`."""
+        return self._open.connection.ask(question_of(prompt, params), digest)
 
     def chat(self, messages: str | Sequence[Turn], params: SamplingParams | None = None) -> Completion:
         """The model's answer in a chat, by its chat template. A text is what a user says.
@@ -96,7 +101,13 @@ class LLM:
 
     @property
     def model(self) -> str:
+        """This and what follows as of the last request: `edgellm session swap` puts another model behind a session."""
         return self._session.description.model
+
+    @property
+    def digest(self) -> str:
+        """Of the model: two of one name and digest are the same in every byte."""
+        return self._session.description.digest
 
     @property
     def endpoint(self) -> str:

@@ -35,7 +35,8 @@ class OpenSession:
         if state.description.state != "ready":
             raise SessionError(f"session {name!r} is still starting", remedy="ask again in a moment")
         self.description: session_pb2.Description = state.description
-        self.connection = Connection(name, files, timeout_s)
+        """As of the last request: `edgellm session swap` puts another model behind a session."""
+        self.connection = Connection(name, files, timeout_s, self._notice)
         self._registry = registry
         self._is_ours = is_ours
         self._lock = threading.Lock()
@@ -61,6 +62,14 @@ class OpenSession:
                 remedy="open a session again, which fetches them",
             )
         return held.directory
+
+    def _notice(self, digest: str) -> None:
+        if digest == self.description.digest:
+            return
+        described = session_state(self._registry, self.name).description
+        # Between two clusters a session describes none, and one that ends nothing; the next request asks again.
+        if described is not None and described.digest:
+            self.description = described
 
     def close(self) -> None:
         """Ends what still runs, and the session if it was opened here; returns when all of it is gone. Again: nothing."""

@@ -80,7 +80,10 @@ class SessionService(session_pb2_grpc.SessionServicer):
         while True:
             with self._serving.used() as slot:
                 if slot is not None:
-                    yield session_pb2.Engine(socket=str(slot.opened.cluster.engine_socket))
+                    cluster = slot.opened.cluster
+                    yield session_pb2.Engine(
+                        socket=str(cluster.engine_socket), digest=cluster.plan.digest, model=slot.model
+                    )
                     ended.wait()
                     return
             if self._serving.is_closing:

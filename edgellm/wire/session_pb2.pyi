@@ -83,10 +83,14 @@ class UseRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class Engine(_message.Message):
-    __slots__ = ("socket",)
+    __slots__ = ("socket", "digest", "model")
     SOCKET_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
     socket: str
-    def __init__(self, socket: _Optional[str] = ...) -> None: ...
+    digest: str
+    model: str
+    def __init__(self, socket: _Optional[str] = ..., digest: _Optional[str] = ..., model: _Optional[str] = ...) -> None: ...
 
 class SwapRequest(_message.Message):
     __slots__ = ("model",)

@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import anyio
@@ -44,6 +45,8 @@ from edgellm.client.results import Completion, Gathering
 from edgellm.engine.question import question_to_wire
 from edgellm.paths import default_paths
 from edgellm.sessions.registry import Registry, SessionRecord, write_record
+from edgellm.sessions.service import SessionService
+from edgellm.sessions.serving import Serving, Slot
 from edgellm.testing.scripted_engine import Script, scripted_engine
 from edgellm.wire import session_pb2, session_pb2_grpc
 
@@ -58,7 +61,9 @@ class Daemon(session_pb2_grpc.SessionServicer):
 
     def __init__(self, engine: Path) -> None:
         self.engine = engine
+        self.model = "tiny"
         self.state = "ready"
+        self.is_between_clusters = False
         self.uses = 0
         self.refuses = ""
         self._lock = threading.Lock()
@@ -66,9 +71,16 @@ class Daemon(session_pb2_grpc.SessionServicer):
     def Describe(
         self, request: session_pb2.DescribeRequest, context: grpc.ServicerContext
     ) -> session_pb2.Description:
+        if self.is_between_clusters:
+            return session_pb2.Description(name="amber", model=self.model, state=self.state)
         stage = session_pb2.StageDescription(peer="peer-a", name="alice", first_layer=0, end_layer=8)
         return session_pb2.Description(
-            name="amber", model="tiny", state=self.state, stages=[stage], max_model_len=64
+            name="amber",
+            model=self.model,
+            digest=f"digest of {self.model}",
+            state=self.state,
+            stages=[stage],
+            max_model_len=64,
         )
 
     def Use(
@@ -81,7 +93,9 @@ class Daemon(session_pb2_grpc.SessionServicer):
             with self._lock:
                 self.uses += 1
             try:
-                yield session_pb2.Engine(socket=str(self.engine))
+                yield session_pb2.Engine(
+                    socket=str(self.engine), digest=f"digest of {self.model}", model=self.model
+                )
                 ended.wait(30)
             finally:
                 with self._lock:
@@ -203,6 +217,53 @@ def test_a_session_describes_itself(session: Session, llm: LLM) -> None:
     assert (llm.session, llm.model, llm.context) == ("amber", "tiny", 64)
     assert [(hop.name, hop.first_layer, hop.end_layer) for hop in llm.route] == [("alice", 0, 8)]
     assert repr(llm) == "<LLM tiny, session amber>"
+
+
+def test_a_swap_is_noticed_by_the_next_request(session: Session, llm: LLM) -> None:
+    before = llm.digest
+    session.daemon.model = "other"
+    llm.chat("why", FOUR)
+    assert (llm.model, llm.digest) == ("other", "digest of other")
+    asked = len(session.script.requests)
+    with pytest.raises(SessionError, match=r"has another model by now: other") as caught:
+        llm.generate([[1, 2], [3]], FOUR, digest=before)
+    assert caught.value.remedy
+    with pytest.raises(SessionError, match="another model"):
+        list(llm.stream([1, 2], FOUR, digest=before))
+    assert len(session.script.requests) == asked, "the other model got none of it"
+    assert len(llm.generate([[1, 2], [3]], FOUR, digest=llm.digest)) == 2
+
+
+def test_the_daemon_says_which_model_answers() -> None:
+    serving = Serving("tiny", idle_s=60)
+    for model in ("tiny", "other"):
+        cluster = SimpleNamespace(engine_socket=Path("/run/e"), plan=SimpleNamespace(digest=f"of {model}"))
+        serving.use(Slot(model, cast(Any, SimpleNamespace(cluster=cluster))))
+        service = SessionService(cast(Any, None), serving, cast(Any, None), lambda: None)
+        context = SimpleNamespace(add_callback=lambda ended: True)
+        use = service.Use(session_pb2.UseRequest(), cast(Any, context))
+        assert next(use) == session_pb2.Engine(socket="/run/e", digest=f"of {model}", model=model)
+        cast(Any, use).close()
+
+
+def test_between_two_clusters_the_description_stays(session: Session, llm: LLM) -> None:
+    session.daemon.model, session.daemon.is_between_clusters = "other", True
+    llm.chat("why", FOUR)
+    assert (llm.model, llm.context) == ("tiny", 64)
+    session.daemon.is_between_clusters = False
+    llm.chat("why", FOUR)
+    assert (llm.model, llm.context) == ("other", 64)
+
+
+def test_the_shape_of_transformers_stays_one_model(session: Session, llm: LLM) -> None:
+    model = DistributedModelForCausalLM(llm)
+    model.__dict__["_directory"] = TINY
+    rows = torch.tensor([[5, 6]])
+    assert model.generate(rows, max_new_tokens=4).shape == (1, 6)
+    session.daemon.model = "other"
+    for _ in range(2):
+        with pytest.raises(SessionError, match="another model by now: other"):
+            model.generate(rows, max_new_tokens=4)
 
 
 def test_prompts_are_answered_at_once_and_in_order(slow_session: Session, slow_llm: LLM) -> None:
@@ -460,6 +521,12 @@ def test_the_same_in_an_event_loop(backend: str, slow_session: Session) -> None:
             assert time.monotonic() - begun < 12 * 10 * 0.02 / 2
             assert [answer.prompt_tokens for answer in answers] == [1, 2, 3] * 4
             assert (await llm.chat("why", FOUR)).text == "the sky is blue "
+            before, slow_session.daemon.model = llm.digest, "other"
+            with pytest.raises(SessionError, match="another model by now: other"):
+                await llm.generate([[1]], FOUR, digest=before)
+            with pytest.raises(SessionError, match="another model by now: other"):
+                await anext(llm.stream([1], FOUR, digest=before))
+            assert (llm.model, llm.digest) == ("other", "digest of other")
         with pytest.raises(SessionError, match="is closed"):
             llm.stream("why")
 
@@ -671,6 +738,7 @@ class FakeLLM:
     """Answers row i with i + 1 tokens, 100 * (i + 1) and on."""
 
     model = "tiny"
+    digest = "digest of tiny"
 
     def __init__(self) -> None:
         self.prompts: list[list[int]] = []
@@ -679,7 +747,9 @@ class FakeLLM:
     def model_directory(self) -> Path:
         return TINY
 
-    def generate(self, prompts: list[list[int]], params: list[SamplingParams]) -> list[Completion]:
+    def generate(
+        self, prompts: list[list[int]], params: list[SamplingParams], *, digest: str
+    ) -> list[Completion]:
         self.prompts, self.params = prompts, params
         return [
             Completion("", tuple(100 * (i + 1) + k for k in range(i + 1)), "stop", 1, 0, 0.1, 0.2, None)
@@ -687,7 +757,7 @@ class FakeLLM:
         ]
 
     @contextmanager
-    def stream(self, prompt: list[int], params: SamplingParams) -> Iterator[list[Piece]]:
+    def stream(self, prompt: list[int], params: SamplingParams, *, digest: str) -> Iterator[list[Piece]]:
         self.prompts, self.params = [prompt], [params]
         yield [Piece((7, 8), "ab", 1), Piece((9,), "c", 1, "stop")]
 
