@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import anyio
@@ -44,6 +45,8 @@ from edgellm.client.results import Completion, Gathering
 from edgellm.engine.question import question_to_wire
 from edgellm.paths import default_paths
 from edgellm.sessions.registry import Registry, SessionRecord, write_record
+from edgellm.sessions.service import SessionService
+from edgellm.sessions.serving import Serving, Slot
 from edgellm.testing.scripted_engine import Script, scripted_engine
 from edgellm.wire import session_pb2, session_pb2_grpc
 
@@ -229,6 +232,18 @@ def test_a_swap_is_noticed_by_the_next_request(session: Session, llm: LLM) -> No
         list(llm.stream([1, 2], FOUR, digest=before))
     assert len(session.script.requests) == asked, "the other model got none of it"
     assert len(llm.generate([[1, 2], [3]], FOUR, digest=llm.digest)) == 2
+
+
+def test_the_daemon_says_which_model_answers() -> None:
+    serving = Serving("tiny", idle_s=60)
+    for model in ("tiny", "other"):
+        cluster = SimpleNamespace(engine_socket=Path("/run/e"), plan=SimpleNamespace(digest=f"of {model}"))
+        serving.use(Slot(model, cast(Any, SimpleNamespace(cluster=cluster))))
+        service = SessionService(cast(Any, None), serving, cast(Any, None), lambda: None)
+        context = SimpleNamespace(add_callback=lambda ended: True)
+        use = service.Use(session_pb2.UseRequest(), cast(Any, context))
+        assert next(use) == session_pb2.Engine(socket="/run/e", digest=f"of {model}", model=model)
+        cast(Any, use).close()
 
 
 def test_between_two_clusters_the_description_stays(session: Session, llm: LLM) -> None:
