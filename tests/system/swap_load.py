@@ -1,6 +1,6 @@
 """A program of a user's that keeps a session busy: streams one answer after the other from many clients until a file appears.
 
-Prints as JSON how many answers came whole from which model, what failed, and the longest that a client waited for one to begin.
+Says "answered" on standard error after the first one, and prints at the end as JSON how many answers came whole from which model, what failed, and the longest that a client waited for one to begin.
 
 `python swap_load.py ENDPOINT MODEL CLIENTS STOP_FILE`
 """
@@ -53,6 +53,8 @@ class Load:
         with self._lock:
             self.longest_wait_s = max(self.longest_wait_s, first_s)
             if tokens == 64:
+                if not self.answers:
+                    print("answered", file=sys.stderr, flush=True)
                 self.answers[model] += 1
             else:
                 self.failures.append(f"an answer of {tokens} tokens")

@@ -48,6 +48,7 @@ class Session:
         stop = "/tmp/stop"
         argv = [sys.executable, str(LOAD), self.endpoint, model, str(CLIENTS), stop]
         load = user.start(argv)
+        load.wait_for("answered", 60)
         try:
             yield came
             time.sleep(AFTER_S)
