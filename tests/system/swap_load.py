@@ -1,6 +1,7 @@
 """A program of a user's that keeps a session busy: streams one answer after the other from many clients until a file appears.
 
-Says "answered" on standard error after the first one, and prints at the end as JSON how many answers came whole from which model, what failed, and the longest that a client waited for one to begin.
+Says "answered" on standard error after the first one. Prints as JSON how many came whole from which model, what failed, and the
+longest that a client waited for one to begin.
 
 `python swap_load.py ENDPOINT MODEL CLIENTS STOP_FILE`
 """
