@@ -47,6 +47,7 @@ class Walk:
 
     def __init__(self, page: Page, url: str, shots: Path, model: str) -> None:
         self.page, self.url, self.shots, self.model = page, url, shots, model
+        self.origins = [url]
         self.saw: dict[str, Any] = {"errors": [], "elsewhere": [], "wide": []}
         page.set_default_timeout(SEEN_MS)
         expect.set_options(timeout=SEEN_MS)
@@ -61,6 +62,7 @@ class Walk:
         self.stop_an_answer()
         self.reload()
         self.shoot("session")
+        self.use_the_sessions_own_pages()
         self.see_hosts_come_and_go()
         self.lend_from_here()
         self.lose_a_stage()
@@ -143,6 +145,23 @@ class Walk:
         expect(self.page.locator(".turn.assistant")).to_have_count(2)
         self.saw["after_reload"] = self.page.locator(".turn.assistant .words").first.text_content()
 
+    def use_the_sessions_own_pages(self) -> None:
+        """At its endpoint, by its daemon; the chat of the console is not known there."""
+        page = self.page
+        own = self.saw["endpoint"].removesuffix("/v1") + "/"
+        self.origins.append(own)
+        page.goto(own)
+        expect(page.locator("main")).to_have_attribute("data-session", "amber")
+        expect(page.locator("#pipeline .stage")).to_have_count(2)
+        page.get_by_text("System prompt and parameters").click()
+        page.get_by_label("Longest answer").fill("8")
+        page.get_by_label("Your message").fill("What is a list?")
+        page.keyboard.press("Enter")
+        expect(page.locator("figure.time")).to_be_visible()
+        page.get_by_role("link", name="Swarm").click()
+        expect(self._host("alice")).to_have_count(1)
+        self.saw["own_forms"] = page.locator("form").count()
+
     def see_hosts_come_and_go(self) -> None:
         self.page.goto(self.url)
         expect(self._host("alice")).to_have_count(1)
@@ -213,7 +232,7 @@ class Walk:
             self.saw["errors"].append(text)
 
     def _note_request(self, url: str) -> None:
-        if not url.startswith((self.url, "data:")):
+        if not url.startswith((*self.origins, "data:")):
             self.saw["elsewhere"].append(url)
 
 

@@ -103,6 +103,10 @@ def test_what_was_said_is_there_after_a_reload(saw: dict[str, Any]) -> None:
     assert saw["after_reload"] == saw["answer"]
 
 
+def test_a_session_has_these_pages_itself_and_starts_nothing_in_them(saw: dict[str, Any]) -> None:
+    assert saw["own_forms"] == 0
+
+
 def test_a_host_of_this_machine_lends_what_it_was_told_to(saw: dict[str, Any]) -> None:
     assert saw["lent"].startswith("1.00 GiB")
 
