@@ -38,6 +38,8 @@ POLL_S = 0.3
 STATE_S = 1.0
 MAX_PROGRESS_BYTES = 1 << 20
 MAX_WAITING = 64
+NEVER_MS = 100 * 365 * 86_400_000
+"""A session that closes so long after it was opened stays open; calendars end."""
 
 Swapper = Callable[[Registry, str, str, Callable[[client.ProgressLine], None]], None]
 
@@ -68,6 +70,7 @@ def session_of(
     if shown == "ready" and description.swapping_to:
         shown = "swapping"
     expires_ms = description.idle_expires_unix_ms
+    closes = shown == "ready" and 0 < expires_ms < description.opened_unix_ms + NEVER_MS
     return views.Session(
         name=description.name,
         model=description.model,
@@ -75,7 +78,7 @@ def session_of(
         swapping_to=description.swapping_to,
         detail=told if shown == "starting" else description.detail,
         opened_at=description.opened_unix_ms / 1000,
-        closes_at=expires_ms / 1000 if expires_ms and shown == "ready" else None,
+        closes_at=expires_ms / 1000 if closes else None,
         running_requests=description.running_requests,
         endpoint=description.endpoint,
         tensor_parallel=description.tensor_parallel,
