@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 app = typer.Typer(help="Keep a cluster open between questions.", no_args_is_help=True)
 
 _UNITS_S = {"s": 1, "m": 60, "h": 3600}
+_MOST_S = 10 * 365 * 86400
 
 
 def parse_duration(text: str) -> float:
@@ -30,7 +31,10 @@ def parse_duration(text: str) -> float:
     found = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?)([smh]?)", text)
     if found is None:
         raise UsageError(f"{text!r} is no duration", remedy="write for example 90s, 15m or 2h")
-    return float(found[1]) * _UNITS_S[found[2] or "s"]
+    seconds = float(found[1]) * _UNITS_S[found[2] or "s"]
+    if seconds > _MOST_S:
+        raise UsageError(f"{text!r} is longer than 10 years", remedy="0 means no limit")
+    return seconds
 
 
 @app.command("open")

@@ -7,6 +7,9 @@ from collections.abc import Callable, Mapping
 from edgellm.console import views
 from edgellm.sessions.client import ProgressLine, SessionState
 
+NEVER_MS = 100 * 365 * 86_400_000
+"""A session that closes so long after it was opened stays open; calendars end."""
+
 
 def session_of(
     state: SessionState, last: ProgressLine | None, latency_s: Callable[[str], float | None]
@@ -34,6 +37,7 @@ def session_of(
     if shown == "ready" and description.swapping_to:
         shown = "swapping"
     expires_ms = description.idle_expires_unix_ms
+    closes = shown == "ready" and 0 < expires_ms < description.opened_unix_ms + NEVER_MS
     return views.Session(
         name=description.name,
         model=description.model,
@@ -41,7 +45,7 @@ def session_of(
         swapping_to=description.swapping_to,
         detail=told if shown == "starting" else description.detail,
         opened_at=description.opened_unix_ms / 1000,
-        closes_at=expires_ms / 1000 if expires_ms and shown == "ready" else None,
+        closes_at=expires_ms / 1000 if closes else None,
         running_requests=description.running_requests,
         endpoint=description.endpoint,
         tensor_parallel=description.tensor_parallel,

@@ -39,7 +39,6 @@ POLL_S = 0.3
 STATE_S = 1.0
 MAX_PROGRESS_BYTES = 1 << 20
 MAX_WAITING = 64
-
 Swapper = Callable[[Registry, str, str, Callable[[client.ProgressLine], None]], None]
 
 

@@ -279,3 +279,10 @@ def test_durations(text: str, seconds: float) -> None:
 def test_what_is_no_duration(text: str) -> None:
     with pytest.raises(UsageError, match="is no duration"):
         parse_duration(text)
+
+
+def test_a_duration_has_an_end() -> None:
+    assert parse_duration("87600h") == 10 * 365 * 86400
+    with pytest.raises(UsageError, match="longer than 10 years") as caught:
+        parse_duration("87601h")
+    assert caught.value.remedy == "0 means no limit"

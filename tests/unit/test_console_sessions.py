@@ -25,12 +25,12 @@ from edgellm.console import chat, views
 from edgellm.console.chat import SessionEngines, engines_of, timings_of
 from edgellm.console.membership import Place
 from edgellm.console.serving import serve_on_unix
-from edgellm.console.sessions import SessionsHere, Swapper
+from edgellm.console.sessions import SessionsHere, Swapper, session_of
 from edgellm.console.sources import Busy, Conflict, Event, NotKnown, NotThere
 from edgellm.errors import EngineError, SessionError, UsageError
 from edgellm.paths import default_paths
 from edgellm.sessions import client
-from edgellm.sessions.client import ProgressLine, list_sessions
+from edgellm.sessions.client import ProgressLine, SessionState, list_sessions
 from edgellm.sessions.daemon_order import Order
 from edgellm.sessions.registry import Registry, SessionFiles, SessionRecord, write_record
 from edgellm.wire import session_pb2
@@ -88,6 +88,17 @@ async def test_a_session_is_shown_with_its_stages(registry: Registry) -> None:
     assert shown.stages == [
         views.Stage(stage=0, peer="peer-a", name="alice", first_layer=0, end_layer=8, latency_s=0.004)
     ]
+
+
+def test_one_that_closes_after_the_end_of_all_calendars_stays_open() -> None:
+    def closes_at(expires_unix_ms: int) -> float | None:
+        said = session_pb2.Description(
+            name="amber", state="ready", opened_unix_ms=10**12, idle_expires_unix_ms=expires_unix_ms
+        )
+        return session_of(SessionState("amber", None, said), None, lambda peer: None).closes_at
+
+    assert closes_at(10**12 + 900_000) == 1e9 + 900
+    assert (closes_at(0), closes_at(10**15)) == (None, None)
 
 
 async def test_one_that_was_ready_and_is_no_more_is_closing(registry: Registry) -> None:

@@ -3,11 +3,11 @@
 const form = document.getElementById("login");
 const said = document.getElementById("login-said");
 
-/** A path of this console; anything else would lead somebody who logs in to another site. */
+/** A page of this console, with its origin, as paths may begin with two slashes; anything else would lead somebody who logs in to another site. */
 function wanted() {
   const next = new URLSearchParams(location.search).get("next") ?? "/";
   const target = new URL(next, location.origin);
-  return target.origin === location.origin ? target.pathname : "/";
+  return target.origin === location.origin ? target.href : "/";
 }
 
 form.addEventListener("submit", async (event) => {

@@ -7,12 +7,19 @@ const SVG = "http://www.w3.org/2000/svg";
 const HUES = 6;
 const DRAW_MS = 250;
 const LOOK_MS = 3000;
+// A host may say as much as it likes.
+const MOST_LISTED = 400;
+const MOST_PHASES = 100;
 
 const lanes = document.getElementById("lanes");
 const list = document.getElementById("phases");
 const all = document.getElementById("phases-all");
 
-let lines = [];
+/** What each who takes part said last, oldest first. */
+const phasesOf = new Map();
+let first = null;
+let last = null;
+let willDraw = false;
 let state = document.getElementById("head").dataset.state;
 let endedAt = null;
 const details = document.getElementById("bringup-details");
@@ -25,29 +32,49 @@ const nameOf = (who) => who || "head";
 const wordsOf = (line) => (line.detail ? `${line.phase}: ${line.detail}` : line.phase);
 
 function follow(line) {
-  const first = lines[0]?.at ?? line.at;
-  lines.push(line);
+  first ??= line;
+  last = line;
+  const who = nameOf(line.who);
+  if (!phasesOf.has(who)) {
+    phasesOf.set(who, []);
+  }
+  const phases = phasesOf.get(who);
+  phases.push(line);
+  if (phases.length > MOST_PHASES) {
+    phases.shift();
+  }
   const item = element("li");
   const words = element("span", wordsOf(line), "what");
-  item.append(element("span", seconds(Math.max(0, line.at - first)), "at"), element("bdi", nameOf(line.who), "who"), words);
+  item.append(element("span", seconds(Math.max(0, line.at - first.at)), "at"), element("bdi", who, "who"), words);
   list.append(item);
+  if (list.children.length > MOST_LISTED) {
+    list.firstChild.remove();
+    set(all.firstElementChild, `The last ${MOST_LISTED} things that happened`);
+  }
   all.hidden = false;
-  draw();
+  drawSoon();
+}
+
+/** However many lines come until then, they are drawn once. */
+function drawSoon() {
+  if (!willDraw) {
+    willDraw = true;
+    requestAnimationFrame(() => {
+      willDraw = false;
+      draw();
+    });
+  }
 }
 
 /** One lane for each who takes part; a phase lasts until the next one of the same. */
 function draw() {
-  if (lines.length === 0) {
+  if (last === null) {
     return;
   }
-  const begin = lines[0].at;
-  const end = isComingUp() ? Math.max(Date.now() / 1000, lines.at(-1).at) : (endedAt ?? lines.at(-1).at);
+  const begin = first.at;
+  const end = isComingUp() ? Math.max(Date.now() / 1000, last.at) : (endedAt ?? last.at);
   const whole = Math.max(end - begin, 0.001);
-  const by = new Map();
-  for (const line of lines) {
-    by.set(nameOf(line.who), [...(by.get(nameOf(line.who)) ?? []), line]);
-  }
-  const wanted = [...by];
+  const wanted = [...phasesOf];
   const hosts = wanted.map(([who]) => who).filter((who) => who !== "head");
   while (lanes.children.length < wanted.length * 2) {
     lanes.append(element("p", "", "lane-who"), newLane());
@@ -75,7 +102,6 @@ function draw() {
   });
   lanes.hidden = false;
   if (isComingUp()) {
-    const last = lines.at(-1);
     set(now, `${nameOf(last.who)}: ${wordsOf(last)}`);
   } else {
     set(now, state === "ready" ? `took ${seconds(whole)}` : "");
@@ -98,7 +124,8 @@ function set(node, words) {
 }
 
 function restart() {
-  lines = [];
+  phasesOf.clear();
+  first = last = null;
   list.replaceChildren();
   lanes.replaceChildren();
 }
@@ -106,8 +133,8 @@ function restart() {
 const events = listen({
   progress: follow,
   state: (session) => {
-    if (isComingUp() && session.state === "ready" && lines.length) {
-      endedAt = Math.max(Date.now() / 1000, lines.at(-1).at);
+    if (isComingUp() && session.state === "ready" && last !== null) {
+      endedAt = Math.max(Date.now() / 1000, last.at);
       details.open = false;
     }
     if (session.state === "failed" && state !== "failed") {
