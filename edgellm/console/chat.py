@@ -81,6 +81,10 @@ async def _first(use: Any, name: str) -> str:
     except trio.TooSlowError as error:
         raise EngineError(f"session {name!r} does not say where its engine is") from error
     except grpc.RpcError as error:
+        if isinstance(error, grpc.Call) and error.code() == grpc.StatusCode.RESOURCE_EXHAUSTED:
+            raise Busy(
+                f"session {name!r} answers as many questions as it takes", remedy="ask again later"
+            ) from error
         raise Conflict(f"session {name!r} is not ready", remedy="its events tell what it is at") from error
     return engine.socket
 

@@ -115,8 +115,10 @@ class Serving:
             yield
         finally:
             with self._lock:
-                self._swapping_to, self._detail = "", ""
+                self._swapping_to = ""
                 self._idleness = self._idleness.end(time.time())
+                if not self._is_closing:
+                    self._detail = ""
 
     def state(self) -> State:
         """For those who ask the endpoint."""

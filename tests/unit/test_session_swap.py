@@ -20,7 +20,7 @@ from edgellm.errors import (
     UsageError,
     unwrapped,
 )
-from edgellm.gateway.state import Ready, Starting, Swapping
+from edgellm.gateway.state import Closing, Ready, Starting, Swapping
 from edgellm.requester.choose import Wanted
 from edgellm.requester.cluster import opened_cluster
 from edgellm.sessions import holding
@@ -184,6 +184,15 @@ async def test_the_loss_of_a_cluster_that_was_replaced_does_not(tmp_path: Path) 
             it.hub.kill(slot.opened.cluster.stages.stages[0].peer)
             await trio.sleep(1)
         assert isinstance(it.serving.state(), Ready)
+
+
+def test_why_a_session_closes_outlives_a_swap() -> None:
+    serving = Serving("tiny", 0)
+    with serving.swapping("other"):
+        serving.leave("its hosts have lent enough")
+    state = serving.state()
+    assert isinstance(state, Closing)
+    assert state.reason == "its hosts have lent enough"
 
 
 def test_one_swap_at_a_time_and_none_before_the_session_is_there() -> None:
