@@ -11,7 +11,7 @@ import pytest
 
 pytest.importorskip("edgellm_vllm", reason="the distribution in backends/vllm is not installed")
 
-from edgellm_vllm.paced_outputs import INTERVAL_S, paced_collector
+from edgellm_vllm.paced_outputs import EVENTS_PER_S, INTERVAL_S, interval_s, paced_collector
 from edgellm_vllm.timings import Timing
 
 from tests.unit.test_vllm_pace import run
@@ -57,7 +57,7 @@ async def given(
     loop = asyncio.get_running_loop()
     began = loop.time()
     timing = Timing("r", "chat") if by_http else None
-    collector = paced_collector(Collector, lambda: timing)(streams, "r")
+    collector = paced_collector(Collector, lambda: timing, lambda: 1)(streams, "r")
     taken = []
 
     async def make() -> None:
@@ -82,8 +82,8 @@ async def given(
 
 def test_fast_tokens_share_an_output_and_the_first_and_the_last_do_not_wait() -> None:
     async def main() -> None:
-        assert INTERVAL_S == 0.05
-        assert await given(8, 0.021) == [(0, [0]), (50, [1, 2]), (100, [3, 4]), (147, [5, 6, 7])]
+        assert INTERVAL_S == 0.03
+        assert await given(7, 0.013) == [(0, [0]), (30, [1, 2]), (60, [3, 4]), (78, [5, 6])]
 
     run(main)
 
@@ -115,10 +115,16 @@ def test_when_each_token_came_is_known_though_they_leave_together() -> None:
     timing = Timing("r", "chat")
 
     async def work() -> None:
-        collector = paced_collector(Collector, lambda: timing)(True, "r")
+        collector = paced_collector(Collector, lambda: timing, lambda: 1)(True, "r")
         for number in range(3):
             collector.put(Output([number], finished=number == 2))
         timing.note(SimpleNamespace(outputs=[SimpleNamespace(token_ids=[0, 1, 2])], metrics=None))
 
     run(work)
     assert (len(timing.token_s), timing.output_tokens) == (3, 3)
+
+
+def test_many_answers_share_what_events_there_are() -> None:
+    assert interval_s(1) == interval_s(16) == INTERVAL_S
+    assert interval_s(64) == pytest.approx(0.1)
+    assert all(running / interval_s(running) <= EVENTS_PER_S + 1e-6 for running in range(1, 200))

@@ -180,6 +180,7 @@ async def load(
     except Exception as error:
         await asyncio.sleep(0)  # the engine core's own account may still lie in the socket
         raise LoadError(causes[0] if causes else f"{type(error).__name__}: {error}") from error
+    pace_outputs(llm.output_processor.get_num_unfinished_requests)
     engine = Engine(llm, timings, figures)
     phase("placement", "ask each rank what it holds")
     real = await engine.placement()
@@ -214,7 +215,6 @@ def _build(request: pb.LoadRequest, addresses: list[str], sharing: list[str], fi
     from edgellm_vllm.models import import_model_class
 
     import_model_class(request.model_path)
-    pace_outputs()
     os.environ["VLLM_PP_LAYER_PARTITION"] = ",".join(
         str(stage.end_layer - stage.first_layer) for stage in request.stages
     )

@@ -2,8 +2,8 @@
 `pace`.
 
 An event of the API takes the head about 100 microseconds of CPU, and the gateway and the client some more. With 64 answers at
-once there are thousands of them in a second, on cores that the engine core needs, too. A token that is slower than `INTERVAL_S`
-has an event of its own, as before.
+once there are thousands of them in a second, on cores that the engine core needs, too. So all answers together have
+`EVENTS_PER_S` at most; a token that is slower than that leaves to its answer has an event of its own.
 """
 
 from __future__ import annotations
@@ -14,13 +14,22 @@ from typing import Any
 
 from edgellm_vllm.timings import CURRENT, Timing
 
-INTERVAL_S = 0.05
+EVENTS_PER_S = 640
+INTERVAL_S = 0.03
+"""At least between two events of an answer, about two frames of a screen; the most there is where few answers are running."""
 
 
-def paced_collector(base: type[Any], current: Callable[[], Timing | None]) -> type[Any]:
+def interval_s(running: int) -> float:
+    """Between two events of an answer, while so many are running."""
+    return max(INTERVAL_S, running / EVENTS_PER_S)
+
+
+def paced_collector(
+    base: type[Any], current: Callable[[], Timing | None], running: Callable[[], int]
+) -> type[Any]:
     """`base` is vLLM's `RequestOutputCollector`, in which a request's outputs wait to be taken, and are joined meanwhile.
 
-    This one gives an output no sooner than `INTERVAL_S` after the one before; the first and the last one, and errors, at once.
+    This one gives an output no sooner than `interval_s` after the one before; the first and the last one, and errors, at once.
     Only of answers that are streamed, for others have one output, and of requests that `current` knows in their context; there
     it is noted when each token came.
     """
@@ -59,7 +68,7 @@ def paced_collector(base: type[Any], current: Callable[[], Timing | None]) -> ty
             """As the base class; None also for what is not to be given yet."""
             if not self.ready.is_set():
                 return None
-            self._next_at = self._loop.time() + INTERVAL_S
+            self._next_at = self._loop.time() + interval_s(running())
             return super().get_nowait()
 
         def _give(self) -> None:
@@ -70,9 +79,9 @@ def paced_collector(base: type[Any], current: Callable[[], Timing | None]) -> ty
     return PacedCollector
 
 
-def pace_outputs() -> None:
-    """Of all HTTP requests to this process from now on."""
+def pace_outputs(running: Callable[[], int]) -> None:
+    """Of all HTTP requests to this process from now on; `running` counts those of the engine."""
     from vllm.v1.engine import async_llm
     from vllm.v1.engine.output_processor import RequestOutputCollector
 
-    async_llm.RequestOutputCollector = paced_collector(RequestOutputCollector, CURRENT.get)
+    async_llm.RequestOutputCollector = paced_collector(RequestOutputCollector, CURRENT.get, running)
