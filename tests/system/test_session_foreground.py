@@ -16,12 +16,14 @@ MAX_COST_S = 60
 
 _STREAM = """
 import json, sys, urllib.request
-body = {"model": "tiny", "prompt": "def", "max_tokens": int(sys.argv[2]), "stream": True, "ignore_eos": True}
+body = {"model": "tiny", "prompt": "def", "max_tokens": int(sys.argv[2]), "stream": True, "ignore_eos": True,
+        "stream_options": {"include_usage": True}}
 asked = urllib.request.Request(f"http://127.0.0.1:{sys.argv[1]}/v1/completions", json.dumps(body).encode(),
                                {"Content-Type": "application/json"})
 with urllib.request.urlopen(asked, timeout=60) as answer:
     lines = [line for line in answer if line.startswith(b"data: ")]
-    print(len(lines), lines[-1].decode().strip())
+    usage = json.loads(lines[-2].removeprefix(b"data: "))["usage"]
+    print(usage["completion_tokens"], lines[-1].decode().strip())
 """
 _ASK = """
 import openai, sys
@@ -50,7 +52,7 @@ def test_a_session_stays_until_ctrl_c_or_until_its_hosts_have_lent_enough(lan: L
 
     by_hand = opened(swarm, *options)
     by_hand.wait_for(rf"amber · tiny · ready · 0 running · closes in 15m · http://127.0.0.1:{PORT}/v1", 10)
-    assert carol.run([sys.executable, "-c", _STREAM, str(PORT), "600"]).check().stdout.startswith("60")
+    assert carol.run([sys.executable, "-c", _STREAM, str(PORT), "600"]).check().stdout.startswith("600 ")
     by_hand.wait_for(r"· 1 running · \d+ tok/s · http", 5)
     by_hand.interrupt()
     done = by_hand.wait(20).check()
