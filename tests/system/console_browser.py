@@ -51,7 +51,7 @@ class Walk:
         self.saw: dict[str, Any] = {"errors": [], "elsewhere": [], "wide": []}
         page.set_default_timeout(SEEN_MS)
         expect.set_options(timeout=SEEN_MS)
-        page.on("console", lambda message: self._note_console(message.type, message.text))
+        page.on("console", lambda said: self._note_console(said.type, said.text, said.location["url"]))
         page.on("pageerror", lambda error: self.saw["errors"].append(str(error)))
         page.on("request", lambda request: self._note_request(request.url))
 
@@ -226,10 +226,10 @@ class Walk:
     def _wait_for(self, words: str) -> None:
         print(words, flush=True)
 
-    def _note_console(self, kind: str, text: str) -> None:
+    def _note_console(self, kind: str, text: str, url: str) -> None:
         # The form with the fault that it was given on purpose comes back with this status.
         if kind in ("error", "warning") and "status of 422" not in text:
-            self.saw["errors"].append(text)
+            self.saw["errors"].append(f"{url}: {text}")
 
     def _note_request(self, url: str) -> None:
         if not url.startswith((*self.origins, "data:")):

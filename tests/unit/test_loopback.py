@@ -13,7 +13,8 @@ import pytest
 from edgellm.loopback import is_of_same_user, owner_of
 
 CONNECT = """
-import os, socket, sys
+import encodings.idna, os, socket, sys
+# From here on it may not read where Python is.
 os.setuid(int(sys.argv[2]))
 one = socket.create_connection(("127.0.0.1", int(sys.argv[1])))
 one.recv(1)

@@ -89,7 +89,7 @@ async def test_where_only_the_last_stage_told_its_time_no_stage_is_said_to_have_
     timings: Timings,
 ) -> None:
     await ask(timings, llm(output(1), output(1, finished=True, last=11.5)))
-    timings.spent("abc-0123abcd", json.dumps([[0.2], [0.5], True]))
+    timings.spent(json.dumps([["abc-0123abcd", [0.2], [0.5], True]]))
     report = timings.report("abc")
     assert report is not None
     assert [(stage["prefill_s"], stage["decode_s"]) for stage in report["stages"]] == [(None, None)] * 2
@@ -98,7 +98,7 @@ async def test_where_only_the_last_stage_told_its_time_no_stage_is_said_to_have_
 
 async def test_an_answer_of_one_token_took_no_decoding(timings: Timings) -> None:
     await ask(timings, llm(output(1, finished=True)))
-    timings.spent("abc-0123abcd", json.dumps([[0.1, 0.2], [], True]))
+    timings.spent(json.dumps([["abc-0123abcd", [0.1, 0.2], [], True]]))
     report = timings.report("abc")
     assert report is not None
     assert [stage["decode_s"] for stage in report["stages"]] == [0.0, 0.0]
