@@ -197,6 +197,10 @@ class Walk:
         page = self.page
         page.get_by_role("link", name="Chat with amber").click()
         expect(page.locator("#head .badge")).to_have_text("ready")
+        # Else the engine goes while it is asked for these.
+        expect(
+            page.locator(".turn.assistant").last.locator("figure.time:not([data-partial])")
+        ).to_be_visible()
         self._wait_for("now: kill bob")
         expect(page.locator("#head .badge")).to_have_text("failed")
         self.saw["failure"] = page.locator("#head .notice strong").text_content()
