@@ -83,7 +83,14 @@ async def given(
 def test_fast_tokens_share_an_output_and_the_first_and_the_last_do_not_wait() -> None:
     async def main() -> None:
         assert INTERVAL_S == 0.03
-        assert await given(7, 0.013) == [(0, [0]), (30, [1, 2]), (60, [3, 4]), (78, [5, 6])]
+        assert await given(7, 0.013) == [(0, [0]), (39, [1, 2, 3]), (78, [4, 5, 6])]
+
+    run(main)
+
+
+def test_what_is_held_does_not_wait_for_a_step_that_is_late() -> None:
+    async def main() -> None:
+        assert await given(3, 0.028) == [(0, [0]), (45, [1]), (56, [2])]
 
     run(main)
 

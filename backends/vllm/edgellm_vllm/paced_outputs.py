@@ -18,6 +18,9 @@ EVENTS_PER_S = 640
 INTERVAL_S = 0.03
 """At least between two events of an answer, about two frames of a screen; the most there is where few answers are running."""
 
+LATE = 0.5
+"""Of an interval: how much longer what is held waits for the next step, to go with that one's outputs."""
+
 
 def interval_s(running: int) -> float:
     """Between two events of an answer, while so many are running."""
@@ -41,6 +44,7 @@ def paced_collector(
             self._timing = current() if self.aggregate else None
             if self._timing is not None:
                 self._timing.is_ticked = True
+            self._interval_s = INTERVAL_S
             self._next_at = 0.0
             self._timer: asyncio.TimerHandle | None = None
 
@@ -51,12 +55,16 @@ def paced_collector(
                 self.ready.set()
                 return
             self._timing.tick()
-            if output.finished:
+            if output.finished or self._loop.time() >= self._next_at:
+                # With the outputs of the same step for others: one wake-up, here and downstream, is for all of them.
                 self.ready.set()
-            elif self._loop.time() < self._next_at:
-                self.ready.clear()
-                if self._timer is None:
-                    self._timer = self._loop.call_at(self._next_at, self._give)
+                if self._timer is not None:
+                    self._timer.cancel()
+                    self._timer = None
+                return
+            self.ready.clear()
+            if self._timer is None:
+                self._timer = self._loop.call_at(self._next_at + LATE * self._interval_s, self._give)
 
         async def get(self) -> Any:
             """As the base class."""
@@ -68,7 +76,8 @@ def paced_collector(
             """As the base class; None also for what is not to be given yet."""
             if not self.ready.is_set():
                 return None
-            self._next_at = self._loop.time() + interval_s(running())
+            self._interval_s = interval_s(running())
+            self._next_at = self._loop.time() + self._interval_s
             return super().get_nowait()
 
         def _give(self) -> None:
