@@ -1,7 +1,8 @@
-"""The requester's bring-up: commit the signed plan, run the head, load the engine over all members."""
+"""The requester's own part of a cluster: run the head, let members in, load the engine over them."""
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -10,19 +11,18 @@ from pathlib import Path
 
 import trio
 
-from edgellm.cluster.assemble import Grant, HeadDoor, assemble
+from edgellm.cluster.assemble import HeadDoor, head_alone
 from edgellm.cluster.door import open_door, reachable_hosts
 from edgellm.cluster.member import Machine, RunningMember
 from edgellm.cluster.switchboard import Switchboard
 from edgellm.engine.client import EngineClient, open_engine
 from edgellm.errors import CellError, EngineError
-from edgellm.leasing.codec import seal_plan
-from edgellm.leasing.hold import Leases, News
 from edgellm.p2p.network import Network
-from edgellm.types.plan import ClusterPlan, KvSharing, StagePlan
+from edgellm.types.plan import ClusterPlan, KvSharing, PlanRequest, StagePlan
 from edgellm.wire import backend_pb2
 
 LOSS_TOLD_S = 1.5
+MAX_ALARMS = 16
 API_SOCKET = "api.sock"
 """Beside the engine's own, as `proto/backend.proto` says."""
 BRING_UP_TIMEOUT_S = 1800.0
@@ -40,18 +40,6 @@ class Progress:
 
 
 @dataclass(frozen=True, slots=True)
-class Cluster:
-    """A cluster that answers."""
-
-    plan: ClusterPlan
-    stages: StagePlan
-    engine: EngineClient
-    engine_socket: Path
-    api_socket: Path | None = None
-    """Where the engine serves its OpenAI-compatible API over HTTP, if it was asked to and does."""
-
-
-@dataclass(frozen=True, slots=True)
 class Load:
     """How the engine is to serve."""
 
@@ -63,67 +51,117 @@ class Load:
     """Names that requests over HTTP may call the model by, besides its own."""
 
 
+@dataclass(frozen=True, slots=True)
+class Alarm:
+    """What the head's engine noticed of a member by itself."""
+
+    address: str
+    """Empty where it does not know whose."""
+    detail: str
+    is_lost: bool
+    """Else it has only become slow."""
+
+
+class Head:
+    """The requester's own part of a cluster: it outlives members, so answers go on when others take their places.
+
+    Made by `open_head`.
+    """
+
+    def __init__(self, alone: ClusterPlan, member: RunningMember, engine: EngineClient) -> None:
+        self.alone = alone
+        """The plan without anybody else."""
+        self.engine = engine
+        self.engine_socket = member.engine_socket
+        self.api_socket: Path | None = None
+        """Where the engine serves its OpenAI-compatible API over HTTP, once it is loaded, if it was asked to and does."""
+        self._member = member
+        self._tell_alarm, self.alarms = trio.open_memory_channel[Alarm](MAX_ALARMS)
+
+    async def admit(self, plan: ClusterPlan) -> None:
+        """Lets the members of `plan`, and nobody else, reach the head. Raises CellError."""
+        await self._member.amend(plan)
+
+    async def load(
+        self, plan: ClusterPlan, stages: StagePlan, load: Load, on_progress: Callable[[Progress], None]
+    ) -> None:
+        """Loads the engine over the members of `plan`; where it is suspended, what it was asked goes on. Raises EngineError."""
+        loaded = await self.engine.load(
+            _load_request(plan, stages, load, self._member),
+            lambda name, detail: on_progress(Progress("head", name, detail)),
+            timeout_s=BRING_UP_TIMEOUT_S,
+        )
+        check_placement(plan, loaded)
+        self.api_socket = self.engine_socket.with_name(API_SOCKET) if loaded.serves_api else None
+
+    async def watch(self, on_progress: Callable[[Progress], None]) -> None:
+        """Tells what the head's cell says, and raises CellError when it is gone: the engine itself would hang, not fail."""
+        failure = ""
+        cell = self._member.cell
+        async for event in cell.events:
+            said, address = str(event.get("detail", "")), str(event.get("address", ""))
+            match event.get("event"):
+                case "phase":
+                    on_progress(Progress("head", str(event.get("name", "")), said))
+                case "failed":
+                    failure = said
+                case "lost" | "slow":
+                    with contextlib.suppress(trio.WouldBlock):
+                        self._tell_alarm.send_nowait(Alarm(address, said, event.get("event") == "lost"))
+        status = await cell.wait()
+        said = failure or (cell.stderr_tail().strip().splitlines() or ["it said nothing"])[-1]
+        raise CellError(
+            f"the head's cell ended with status {status}: {said[:500]}", remedy="run `edgellm doctor`"
+        )
+
+
 @asynccontextmanager
-async def bring_up(
+async def open_head(
     network: Network,
     switchboard: Switchboard,
     machine: Machine,
-    leases: Leases,
-    stages: StagePlan,
+    request: PlanRequest,
     model_directory: Path,
     *,
     cluster: str,
     issued_at: float,
-    load: Load,
     on_progress: Callable[[Progress], None],
     kv: KvSharing | None = None,
-) -> AsyncIterator[Cluster]:
-    """A loaded cluster over `leases`, whose head runs here; gone when the context ends.
+    standby: bool = False,
+) -> AsyncIterator[Head]:
+    """A head that runs here and waits for members; gone when the context ends.
 
-    `model_directory` needs to hold config and tokenizer only; `kv` says how the members share their KV cache, if they do.
+    `model_directory` needs to hold config and tokenizer only; `kv` says how the members will share their KV cache, if they do;
+    with `standby` members are ready to be formed anew.
 
-    Raises CellError or EngineError when the head fails; the loss of a host comes out of `hold_leases`.
+    Raises CellError when the head fails, also out of the body.
     """
     with open_door(reachable_hosts(network.addresses)) as door:
-        head = HeadDoor(network.peer, door.identity.certificate_der, door.endpoints, _bare(network.addresses))
-        grants = [
-            Grant(
-                peer=held.wish.host.peer,
-                lease=held.lease,
-                devices=held.devices,
-                certificate=held.certificate,
-                endpoints=held.endpoints,
-                addresses=held.wish.host.addresses,
-            )
-            for held in leases.held
-        ]
-        plan = assemble(
-            stages, grants, head, cluster=cluster, token=secrets.token_hex(32), issued_at=issued_at, kv=kv
+        own = HeadDoor(network.peer, door.identity.certificate_der, door.endpoints, _bare(network.addresses))
+        alone = head_alone(
+            request,
+            own,
+            cluster=cluster,
+            token=secrets.token_hex(32),
+            issued_at=issued_at,
+            kv=kv,
+            standby=standby,
         )
-        await leases.commit(seal_plan(plan, network.identity))
         async with (
-            machine.open_member(switchboard, plan, plan.head, door, model_directory) as member,
+            machine.open_member(switchboard, alone, alone.head, door, model_directory) as member,
             # Inside the member's context, so that its end, when the body leaves, is not taken for a failure.
             trio.open_nursery() as nursery,
             open_engine(member.engine_socket) as engine,
         ):
-            nursery.start_soon(_tell_news, leases, on_progress)
-            nursery.start_soon(_watch, member, on_progress)
-            async with loss_explained():
-                loaded = await engine.load(
-                    _load_request(plan, stages, load, member),
-                    lambda name, detail: on_progress(Progress("head", name, detail)),
-                    timeout_s=BRING_UP_TIMEOUT_S,
-                )
-            check_placement(plan, loaded)
-            api_socket = member.engine_socket.with_name(API_SOCKET) if loaded.serves_api else None
-            yield Cluster(plan, stages, engine, member.engine_socket, api_socket)
+            head = Head(alone, member, engine)
+            nursery.start_soon(head.watch, on_progress)
+            yield head
             nursery.cancel_scope.cancel()
 
 
 @asynccontextmanager
 async def loss_explained() -> AsyncIterator[None]:
-    """Holds an engine's error back for a moment, within a context of `hold_leases`.
+    """Holds an engine's error back for a moment, within a context that raises for the loss of a member.
 
     A member that goes breaks the engine first; its lease says who it was and why just afterwards, and that is the
     error to raise.
@@ -148,30 +186,6 @@ def check_placement(plan: ClusterPlan, loaded: backend_pb2.Loaded) -> None:
             f"the engine put layers elsewhere than planned: {real} instead of {planned}",
             remedy="this is a defect of the backend; please report it with this line",
         )
-
-
-async def _tell_news(leases: Leases, on_progress: Callable[[Progress], None]) -> None:
-    async for news in leases.news:
-        on_progress(_progress_of(news))
-
-
-def _progress_of(news: News) -> Progress:
-    return Progress(news.name, news.phase, news.detail)
-
-
-async def _watch(member: RunningMember, on_progress: Callable[[Progress], None]) -> None:
-    """Tells what the head's cell says, and raises when it is gone: the engine itself would hang, not fail."""
-    failure = ""
-    async for event in member.cell.events:
-        if event.get("event") == "phase":
-            on_progress(Progress("head", str(event.get("name", "")), str(event.get("detail", ""))))
-        elif event.get("event") == "failed":
-            failure = str(event.get("detail", ""))
-    status = await member.cell.wait()
-    said = failure or (member.cell.stderr_tail().strip().splitlines() or ["it said nothing"])[-1]
-    raise CellError(
-        f"the head's cell ended with status {status}: {said[:500]}", remedy="run `edgellm doctor`"
-    )
 
 
 def _load_request(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,11 +18,11 @@ from edgellm.cells.spec import MODEL_PATH, RUNTIME_PATH, CellSpec, Isolation, Mo
 from edgellm.cluster.commons import Commons, open_commons
 from edgellm.cluster.door import Door
 from edgellm.cluster.scratch import scratch_directory
-from edgellm.cluster.switchboard import Switchboard
+from edgellm.cluster.switchboard import PlanInForce, Switchboard
 from edgellm.engine.backend import Backend, DeviceKind, MemberSpec, Role
 from edgellm.engine.backend import KvSharing as EngineKvSharing
 from edgellm.errors import CellError
-from edgellm.overlay.overlay import OverlayMember, OverlaySpec, open_overlay
+from edgellm.overlay.overlay import Overlay, OverlayMember, OverlaySpec, open_overlay
 from edgellm.types.plan import ClusterPlan, KvSharing, Member
 
 log = structlog.get_logger(__name__)
@@ -51,6 +51,8 @@ class RunningMember:
     """Where the head's engine serves; nothing is there for a worker."""
     model_path: str
     """Where the engine sees the model."""
+    amend: Callable[[ClusterPlan], Awaitable[None]]
+    """Goes by another plan of the same cluster from now on, in which this member keeps its address. Raises CellError."""
 
 
 class PieceServer(Protocol):
@@ -101,17 +103,25 @@ async def _open_member(
 ) -> AsyncIterator[RunningMember]:
     with scratch_directory(machine.runtime) as directory:
         async with AsyncExitStack() as stack:
+            in_force = PlanInForce(plan)
+            overlay: Overlay | None = None
             if plan.fabric == "overlay":
                 overlay = await stack.enter_async_context(
                     open_overlay(
-                        _overlay_spec(plan, own),
+                        OverlaySpec(own.address, _overlay_members(plan)),
                         directory,
                         door.listener,
                         door.identity,
-                        switchboard.opener(plan, own.address),
+                        switchboard.opener(in_force, own.address),
                     )
                 )
-                stack.enter_context(switchboard.connect(plan, own.address, overlay))
+                stack.enter_context(switchboard.connect(in_force, own.address, overlay))
+
+            async def amend(amended: ClusterPlan) -> None:
+                in_force.plan = amended
+                if overlay is not None:
+                    await overlay.admit(_overlay_members(amended))
+
             # Before the cell is there, which could put something in the way.
             await serve_pieces(stack, machine.pieces, plan, own, directory)
             commons = None
@@ -122,7 +132,7 @@ async def _open_member(
             stack.callback(
                 lambda: log.debug("what a cell said", address=own.address, said=cell.stderr_tail())
             )
-            yield RunningMember(cell, directory / ENGINE_SOCKET, str(spec.model_path))
+            yield RunningMember(cell, directory / ENGINE_SOCKET, str(spec.model_path), amend)
 
 
 async def serve_pieces(
@@ -137,17 +147,14 @@ async def serve_pieces(
         log.warning("a cell shares no KV pieces: its socket cannot be made", error=str(error))
 
 
-def _overlay_spec(plan: ClusterPlan, own: Member) -> OverlaySpec:
-    return OverlaySpec(
-        own_address=own.address,
-        members=tuple(
-            OverlayMember(
-                address=member.address,
-                certificate_der=member.overlay_certificate,
-                endpoints=tuple((endpoint.host, endpoint.port) for endpoint in member.overlay_endpoints),
-            )
-            for member in plan.members
-        ),
+def _overlay_members(plan: ClusterPlan) -> tuple[OverlayMember, ...]:
+    return tuple(
+        OverlayMember(
+            address=member.address,
+            certificate_der=member.overlay_certificate,
+            endpoints=tuple((endpoint.host, endpoint.port) for endpoint in member.overlay_endpoints),
+        )
+        for member in plan.everyone
     )
 
 
@@ -175,7 +182,8 @@ def _cell_spec(
         threads=machine.threads,
         socket_path=str(inside / ENGINE_SOCKET) if role == "head" else "",
         model_path=str(model_path),
-        stage_index=-1 if role == "head" else plan.workers.index(own),
+        stage_index=plan.workers.index(own) if own in plan.workers else -1,
+        standby=plan.standby,
         kv=_engine_sharing(plan, role, inside),
     )
     return CellSpec(

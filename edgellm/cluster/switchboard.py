@@ -29,9 +29,16 @@ class StreamAcceptor(Protocol):
     async def accept_stream(self, stream: Stream, source_address: str, port: int) -> None: ...
 
 
+@dataclass(slots=True)
+class PlanInForce:
+    """The plan that a member goes by now: its requester may put another in its place."""
+
+    plan: ClusterPlan
+
+
 @dataclass(frozen=True, slots=True)
 class _Line:
-    plan: ClusterPlan
+    in_force: PlanInForce
     own_address: str
     acceptor: StreamAcceptor
 
@@ -45,19 +52,20 @@ class Switchboard:
         network.serve(PROTOCOL, self._answer)
 
     @contextmanager
-    def connect(self, plan: ClusterPlan, own_address: str, acceptor: StreamAcceptor) -> Iterator[None]:
+    def connect(self, in_force: PlanInForce, own_address: str, acceptor: StreamAcceptor) -> Iterator[None]:
         """Takes streams for the member at `own_address` while the context lasts."""
-        key = (plan.cluster, own_address)
-        self._lines[key] = _Line(plan, own_address, acceptor)
+        key = (in_force.plan.cluster, own_address)
+        self._lines[key] = _Line(in_force, own_address, acceptor)
         try:
             yield
         finally:
             del self._lines[key]
 
-    def opener(self, plan: ClusterPlan, own_address: str) -> Callable[[str, int], Awaitable[Stream]]:
+    def opener(self, in_force: PlanInForce, own_address: str) -> Callable[[str, int], Awaitable[Stream]]:
         """What opens a stream from `own_address` to a port of another member. Raises NetworkError."""
 
         async def open_stream(address: str, port: int) -> Stream:
+            plan = in_force.plan
             member = plan.at(address)
             if member is None:
                 raise NetworkError(f"{address} is no member of the cluster")
@@ -85,7 +93,7 @@ class Switchboard:
         messages = MessageStream(stream)
         opening = await messages.receive(wire_pb2.OverlayOpen, timeout_s=OPEN_TIMEOUT_S, max_bytes=1024)
         line = self._lines.get((opening.cluster, opening.target_address))
-        source = line.plan.at(opening.source_address) if line else None
+        source = line.in_force.plan.at(opening.source_address) if line else None
         if line is None or source is None or source.peer != stream.peer or not 0 < opening.port < 65536:
             await messages.send(wire_pb2.OverlayReply(error="not a member of this cluster"))
             raise ProtocolViolation(f"peer {stream.peer} asked for an overlay that it is no member of")

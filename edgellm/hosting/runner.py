@@ -46,6 +46,9 @@ class _RunningCell:
         )
         return f"its cell ended with status {status}: {said[:300]}"
 
+    async def amend(self, plan: ClusterPlan) -> None:
+        await self._member.amend(plan)
+
 
 class CellRunner:
     """Runs leases of this host's models in cells (`edgellm.leasing.serve.Runner`)."""
@@ -74,7 +77,8 @@ class CellRunner:
     @asynccontextmanager
     async def run(self, lease: Lease, plan: ClusterPlan, doorway: Doorway) -> AsyncIterator[_RunningCell]:
         assert isinstance(doorway, _OpenDoorway)
-        own = next(member for member in plan.workers if member.lease == lease.id)
+        own = plan.of_lease(lease.id)
+        assert own is not None
         async with self._machine.open_member(
             self._switchboard, plan, own, doorway.door, self._models[lease.digest]
         ) as member:

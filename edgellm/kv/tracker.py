@@ -38,6 +38,10 @@ class Tracked:
     bytes_in: int = 0
     failures: int = 0
 
+    def follow(self, members: Sequence[PeerAddress]) -> None:
+        """These share from now on."""
+        self.members = tuple(members)
+
     def used(self) -> tuple[str, ...]:
         """Peers whose pieces were used, the one with most tokens first."""
         return tuple(holder for holder, _ in self.tokens.most_common())

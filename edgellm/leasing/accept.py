@@ -16,24 +16,33 @@ OVERLAY_RANGE = IPv4Network("10.88.0.0/16")
 MAX_CONTEXT = 1 << 24
 
 
-def objection(plan: ClusterPlan, *, signer: str, peer: str, lease: Lease, certificate: bytes) -> str | None:
+def objection(
+    plan: ClusterPlan,
+    *,
+    signer: str,
+    peer: str,
+    lease: Lease,
+    certificate: bytes,
+    before: ClusterPlan | None = None,
+) -> str | None:
     """Why a host with id `peer` must not run `plan` under `lease`, or None.
 
-    `certificate` is the one the host made for this lease.
+    `certificate` is the one the host made for this lease, `before` the plan by which it goes now, which this one would replace.
     """
     if signer != lease.requester:
         return "signed by another peer than the one that reserved"
     if plan.cluster != lease.cluster or plan.digest != lease.digest or plan.fabric != lease.fabric:
         return "names another cluster, model or fabric than was reserved"
-    own = [member for member in plan.workers if member.peer == peer and member.lease == lease.id]
-    if len(own) != 1:
+    own = [member for member in plan.everyone[1:] if member.lease == lease.id]
+    if len(own) != 1 or own[0].peer != peer:
         return "does not name this host and its lease exactly once"
     mine = own[0]
-    if (mine.first_layer, mine.end_layer) != (lease.first_layer, lease.end_layer):
+    reserved = (mine.first_layer, mine.end_layer) == (lease.first_layer, lease.end_layer)
+    if before is None and mine not in plan.spares and not reserved:
         return "gives this host other layers than were reserved"
     if mine.devices != lease.devices or plan.tensor_parallel != len(lease.devices):
         return "gives this host other devices than were granted"
-    if mine.memory_bytes != lease.memory_bytes or plan.kv_cache_bytes >= lease.memory_bytes:
+    if mine.memory_bytes > lease.memory_bytes or plan.kv_cache_bytes >= lease.memory_bytes:
         return "takes more memory than was granted"
     if mine.overlay_certificate != certificate:
         return "names another certificate than the host made"
@@ -43,7 +52,33 @@ def objection(plan: ClusterPlan, *, signer: str, peer: str, lease: Lease, certif
         return against
     if not 0 < plan.max_model_len <= MAX_CONTEXT:
         return "has an impossible context"
+    if before is not None and (against := _amendment_objection(plan, before, lease.id)):
+        return against
     return _address_objection(plan) or _layer_objection(plan)
+
+
+def _amendment_objection(plan: ClusterPlan, before: ClusterPlan, lease: str) -> str | None:
+    """What a later plan may not change, because the cell is made of it."""
+    mine, was = plan.of_lease(lease), before.of_lease(lease)
+    assert mine is not None
+    assert was is not None
+    if plan.issued_at <= before.issued_at:
+        return "is older than the one that it would replace"
+    if (
+        mine.address != was.address
+        or plan.head.address != before.head.address
+        or plan.subnet != before.subnet
+    ):
+        return "gives this host or the head another address than before"
+    if plan.head.overlay_certificate != before.head.overlay_certificate:
+        return "gives the head another certificate than before"
+    if plan.cluster_token != before.cluster_token:
+        return "has another token than before"
+    if (plan.kv is None) != (before.kv is None) or (
+        plan.kv is not None and before.kv is not None and plan.kv.secret != before.kv.secret
+    ):
+        return "shares KV otherwise than before"
+    return None
 
 
 def _sharing_objection(kv: KvSharing, signer: str) -> str | None:
@@ -56,7 +91,7 @@ def _sharing_objection(kv: KvSharing, signer: str) -> str | None:
 
 
 def _address_objection(plan: ClusterPlan) -> str | None:
-    addresses = [member.address for member in plan.members]
+    addresses = [member.address for member in plan.everyone]
     if len(set(addresses)) != len(addresses) and plan.fabric == "overlay":
         return "gives two members one address"
     try:
@@ -72,6 +107,8 @@ def _address_objection(plan: ClusterPlan) -> str | None:
 
 
 def _layer_objection(plan: ClusterPlan) -> str | None:
+    if any(member.first_layer != member.end_layer for member in plan.spares):
+        return "gives layers to a spare"
     expected = 0
     for member in plan.workers:
         if member.first_layer != expected or member.end_layer <= member.first_layer:

@@ -30,21 +30,9 @@ def seal_plan(plan: ClusterPlan, identity: Identity) -> bytes:
         cluster=plan.cluster,
         model_digest=bytes.fromhex(plan.digest),
         tensor_parallel=plan.tensor_parallel,
-        members=[
-            wire_pb2.PlanMember(
-                peer=member.peer,
-                address=member.address,
-                overlay_certificate=member.overlay_certificate,
-                overlay_endpoints=endpoints_to_wire(member.overlay_endpoints),
-                lease=member.lease,
-                first_layer=member.first_layer,
-                end_layer=member.end_layer,
-                devices=member.devices,
-                memory_bytes=member.memory_bytes,
-                addresses=member.addresses,
-            )
-            for member in plan.members
-        ],
+        members=[_member_to_wire(member) for member in plan.members],
+        spares=[_member_to_wire(member) for member in plan.spares],
+        standby=plan.standby,
         fabric=plan.fabric,
         max_model_len=plan.max_model_len,
         kv_cache_bytes=plan.kv_cache_bytes,
@@ -63,8 +51,8 @@ def open_plan(envelope: bytes) -> tuple[str, ClusterPlan]:
         message = wire_pb2.ClusterPlan.FromString(payload)
     except DecodeError as error:
         raise ProtocolViolation(f"peer {signer} signed something that is no plan") from error
-    if not 2 <= len(message.members) <= MAX_MEMBERS:
-        raise ProtocolViolation(f"a plan with {len(message.members)} members")
+    if not 2 <= len(message.members) <= len(message.members) + len(message.spares) <= MAX_MEMBERS:
+        raise ProtocolViolation(f"a plan with {len(message.members) + len(message.spares)} members")
     if len(message.model_digest) != 32 or not _TOKEN.fullmatch(message.cluster_token):
         raise ProtocolViolation("a plan whose digest or token is not of its form")
     plan = ClusterPlan(
@@ -79,6 +67,8 @@ def open_plan(envelope: bytes) -> tuple[str, ClusterPlan]:
         cluster_token=message.cluster_token,
         issued_at=message.issued_unix_ms / 1000,
         kv=_sharing(message.kv) if message.HasField("kv") else None,
+        spares=tuple(_member(member) for member in message.spares),
+        standby=message.standby,
     )
     return signer, plan
 
@@ -112,6 +102,21 @@ def _sharing(message: wire_pb2.KvSharing) -> KvSharing:
         tracker=message.tracker,
         tracker_addresses=tuple(message.tracker_addresses),
         prefill_tok_s=message.prefill_tok_s,
+    )
+
+
+def _member_to_wire(member: Member) -> wire_pb2.PlanMember:
+    return wire_pb2.PlanMember(
+        peer=member.peer,
+        address=member.address,
+        overlay_certificate=member.overlay_certificate,
+        overlay_endpoints=endpoints_to_wire(member.overlay_endpoints),
+        lease=member.lease,
+        first_layer=member.first_layer,
+        end_layer=member.end_layer,
+        devices=member.devices,
+        memory_bytes=member.memory_bytes,
+        addresses=member.addresses,
     )
 
 

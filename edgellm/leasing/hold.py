@@ -1,8 +1,7 @@
-"""A requester's side of leases: reserve on all hosts or on none, commit the plan, hear their news, let go."""
+"""A requester's side of leases: reserve on all hosts or on none, commit plans, hear their news, lose some, let go."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -67,7 +66,7 @@ class News:
     detail: str
 
 
-@dataclass
+@dataclass(eq=False)
 class HeldLease:
     wish: Wish
     messages: MessageStream
@@ -76,51 +75,156 @@ class HeldLease:
     certificate: bytes
     endpoints: tuple[Endpoint, ...]
     sending: trio.Lock = field(default_factory=trio.Lock)
+    alive: trio.CancelScope = field(default_factory=trio.CancelScope)
+    lost: HostLost | None = None
+    """Why it is one no longer."""
+    has_joined: bool = False
+    """Whether its member has said that it is in the cluster."""
+    ends_at: float | None = None
+    """When its host, which is draining, will end it, in seconds of Unix time."""
 
     async def send(self, message: wire_pb2.FromRequester) -> None:
         async with self.sending:
             await self.messages.send(message, timeout_s=SILENCE_S)
 
 
-@dataclass
 class Leases:
-    """All leases of one cluster, in the order of the wishes; held until the context that gave them ends."""
+    """The leases of one cluster, some of which may be lost, let go or had anew while it lives. Made by `open_leases`."""
 
-    held: tuple[HeldLease, ...]
-    news: trio.MemoryReceiveChannel[News]
+    def __init__(self, network: Network, nursery: trio.Nursery, silence_s: float) -> None:
+        self._network, self._nursery, self._silence_s = network, nursery, silence_s
+        self._send_news, self.news = trio.open_memory_channel[News](NEWS_BACKLOG)
+        self._held: list[HeldLease] = []
+        self._changed = trio.Event()
+
+    @property
+    def held(self) -> tuple[HeldLease, ...]:
+        """Those that are held now, in the order in which they were had."""
+        return tuple(self._held)
+
+    async def reserve(self, wishes: Sequence[Wish]) -> tuple[HeldLease, ...]:
+        """Reserves all `wishes` or none, and keeps them alive. Raises LeasesRefused."""
+        fresh = await _reserve_all(self._network, wishes)
+        self._held += fresh
+        for lease in fresh:
+            self._nursery.start_soon(self._keep, lease)
+        return fresh
 
     async def commit(self, plan_envelope: bytes) -> None:
-        """Sends the signed plan to every host. Raises HostLost when one cannot be reached any more."""
+        """Sends the signed plan to all hosts at once. One that cannot be reached is lost; that is told as any loss is."""
         message = wire_pb2.FromRequester(commit=wire_pb2.Commit(plan_envelope=plan_envelope))
-        for lease in self.held:
+
+        async def send(lease: HeldLease) -> None:
             try:
                 await lease.send(message)
-            except NetworkError as error:
+            except NetworkError:
+                self._lose(lease, _lost(lease, "its connection closed"))
+
+        async with trio.open_nursery() as nursery:
+            for lease in self._held:
+                nursery.start_soon(send, lease)
+
+    async def release(self, leases: Sequence[HeldLease], reason: str) -> None:
+        """Lets hosts have their devices back."""
+        going = tuple(lease for lease in leases if lease in self._held)
+        for lease in going:
+            self._held.remove(lease)
+            lease.alive.cancel()
+        await _release_all(going, reason)
+
+    def lose(self, lease: HeldLease, reason: str) -> None:
+        """Takes a host for lost that its own stream does not show as lost."""
+        self._lose(lease, _lost(lease, reason))
+
+    async def loss(self, among: Sequence[HeldLease]) -> tuple[HeldLease, ...]:
+        """Those `among` these that are lost, as soon as there is one."""
+        while True:
+            changed = self._changed
+            if lost := tuple(lease for lease in among if lease.lost is not None):
+                return lost
+            await changed.wait()
+
+    async def told(self) -> None:
+        """Returns when a lease has been lost, or a host has said that its member joined or that it is draining."""
+        await self._changed.wait()
+
+    async def _keep(self, lease: HeldLease) -> None:
+        try:
+            with lease.alive:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._listen, lease)
+                    nursery.start_soon(_beat, lease)
+        except* HostLost as group:
+            error = next(leaf for leaf in group.exceptions if isinstance(leaf, HostLost))
+            self._lose(lease, error)
+
+    def _lose(self, lease: HeldLease, error: HostLost) -> None:
+        if lease not in self._held:
+            return
+        lease.lost = error
+        self._held.remove(lease)
+        lease.alive.cancel()
+        # The host may only have seemed to be dead: it is to end what it runs.
+        self._nursery.start_soon(_let_go, lease)
+        self._tell()
+
+    def _tell(self) -> None:
+        changed, self._changed = self._changed, trio.Event()
+        changed.set()
+
+    async def _listen(self, lease: HeldLease) -> None:
+        name, peer = lease.wish.name, lease.wish.host.peer
+        while True:
+            asked_at = trio.current_time()
+            try:
+                message = await lease.messages.receive(wire_pb2.FromHost, timeout_s=self._silence_s)
+            except ProtocolViolation as error:
                 raise _lost(lease, str(error)) from error
+            except NetworkError as error:
+                was_silent = trio.current_time() - asked_at >= self._silence_s
+                why = f"it said nothing for {self._silence_s:g} s" if was_silent else "its connection closed"
+                raise _lost(lease, why) from error
+            match message.WhichOneof("message"):
+                case "heartbeat":
+                    continue
+                case "event":
+                    item = News(peer, name, message.event.phase[:64], message.event.detail[:500])
+                    if item.phase == "joined":
+                        lease.has_joined = True
+                        self._tell()
+                case "draining":
+                    lease.ends_at = message.draining.deadline_unix_ms / 1000
+                    item = News(peer, name, "draining", f"until {lease.ends_at:.0f}")
+                    self._tell()
+                case "ended":
+                    raise _lost(lease, f"{message.ended.reason[:500]}", ended=True)
+                case _:
+                    raise _lost(lease, "it sent a message that has no place here")
+            try:
+                self._send_news.send_nowait(item)
+            except trio.WouldBlock:
+                log.warning("news of a host dropped: nobody reads them", host=name)
+            except trio.BrokenResourceError:
+                log.debug("news of a host after the reader left", host=name)
 
 
 @asynccontextmanager
-async def hold_leases(network: Network, wishes: Sequence[Wish]) -> AsyncIterator[Leases]:
-    """Reserves all `wishes` or none, and keeps them alive while the body runs.
+async def open_leases(network: Network, *, silence_s: float = SILENCE_S) -> AsyncIterator[Leases]:
+    """Leases that live no longer than the context: each that is still held is released at its end.
 
-    Raises LeasesRefused (nothing is held then), and HostLost, out of the body, as soon as a held host ends its lease, dies or
-    falls silent. Every lease is released at the end.
+    A host that says nothing for `silence_s` is taken for dead.
     """
-    send_news, news = trio.open_memory_channel[News](NEWS_BACKLOG)
-    held = await _reserve_all(network, wishes)
     reason = "the requester is done"
-    try:
-        async with trio.open_nursery() as nursery:
-            for lease in held:
-                nursery.start_soon(_listen, lease, send_news)
-                nursery.start_soon(_beat, lease)
-            yield Leases(held, news)
+    async with trio.open_nursery() as nursery:
+        leases = Leases(network, nursery, silence_s)
+        try:
+            yield leases
+        except BaseException:
+            reason = "the requester gave up"
+            raise
+        finally:
+            await leases.release(leases.held, reason)
             nursery.cancel_scope.cancel()
-    except BaseException:
-        reason = "the requester gave up"
-        raise
-    finally:
-        await _release_all(held, reason)
 
 
 async def _reserve_all(network: Network, wishes: Sequence[Wish]) -> tuple[HeldLease, ...]:
@@ -188,33 +292,6 @@ async def _reserve(network: Network, wish: Wish) -> HeldLease | Denial:
                 await messages.reset()
 
 
-async def _listen(lease: HeldLease, news: trio.MemorySendChannel[News]) -> None:
-    name, peer = lease.wish.name, lease.wish.host.peer
-    while True:
-        try:
-            message = await lease.messages.receive(wire_pb2.FromHost, timeout_s=SILENCE_S)
-        except NetworkError as error:
-            raise _lost(lease, str(error)) from error
-        match message.WhichOneof("message"):
-            case "heartbeat":
-                continue
-            case "event":
-                item = News(peer, name, message.event.phase[:64], message.event.detail[:500])
-            case "draining":
-                left_s = message.draining.deadline_unix_ms / 1000
-                item = News(peer, name, "draining", f"until {left_s:.0f}" if math.isfinite(left_s) else "")
-            case "ended":
-                raise _lost(lease, f"{message.ended.reason[:500]}", ended=True)
-            case _:
-                raise _lost(lease, "it sent a message that has no place here")
-        try:
-            news.send_nowait(item)
-        except trio.WouldBlock:
-            log.warning("news of a host dropped: nobody reads them", host=name)
-        except trio.BrokenResourceError:
-            log.debug("news of a host after the reader left", host=name)
-
-
 async def _beat(lease: HeldLease) -> None:
     count = 0
     while True:
@@ -222,8 +299,12 @@ async def _beat(lease: HeldLease) -> None:
         try:
             await lease.send(wire_pb2.FromRequester(heartbeat=wire_pb2.Heartbeat(count=count)))
         except NetworkError as error:
-            raise _lost(lease, str(error)) from error
+            raise _lost(lease, "its connection closed") from error
         await trio.sleep(HEARTBEAT_S)
+
+
+async def _let_go(lease: HeldLease) -> None:
+    await _release_all((lease,), "it was taken for lost")
 
 
 async def _release_all(held: tuple[HeldLease, ...], reason: str) -> None:

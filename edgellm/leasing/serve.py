@@ -49,6 +49,9 @@ class RunningCell(Protocol):
     async def wait(self) -> str:
         """Returns why the cell is gone, once it is."""
 
+    async def amend(self, plan: ClusterPlan) -> None:
+        """Goes by another plan of the same cluster from now on. Raises CellError."""
+
 
 class Runner(Protocol):
     """The effects behind a lease: `edgellm.hosting.runner` really has them, tests need not."""
@@ -76,6 +79,8 @@ class _Conversation:
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
     sending: trio.Lock = field(default_factory=trio.Lock)
     plan: ClusterPlan | None = None
+    """The latest that was accepted."""
+    cell: RunningCell | None = None
     committed: trio.Event = field(default_factory=trio.Event)
     ended: _End | None = None
 
@@ -187,8 +192,8 @@ class LeaseServer:
             match message.WhichOneof("message"):
                 case "heartbeat":
                     continue
-                case "commit" if conversation.plan is None:
-                    self._commit(conversation, lease, doorway, message.commit.plan_envelope)
+                case "commit":
+                    await self._commit(conversation, lease, doorway, message.commit.plan_envelope)
                 case "release":
                     conversation.end("released", message.release.reason[:200])
                     return
@@ -196,21 +201,38 @@ class LeaseServer:
                     conversation.end("invalid", "a message that has no place here")
                     return
 
-    def _commit(self, conversation: _Conversation, lease: Lease, doorway: Doorway, envelope: bytes) -> None:
+    async def _commit(
+        self, conversation: _Conversation, lease: Lease, doorway: Doorway, envelope: bytes
+    ) -> None:
         try:
             signer, plan = open_plan(envelope)
         except ProtocolViolation as error:
             conversation.end("invalid", str(error))
             return
         against = objection(
-            plan, signer=signer, peer=self._network.peer, lease=lease, certificate=doorway.certificate
+            plan,
+            signer=signer,
+            peer=self._network.peer,
+            lease=lease,
+            certificate=doorway.certificate,
+            before=conversation.plan,
         )
         if against is not None:
             conversation.end("invalid", f"the plan {against}")
             return
         conversation.plan = plan
-        self._update(self.book.run(lease.id))
-        conversation.committed.set()
+        if not conversation.committed.is_set():
+            self._update(self.book.run(lease.id))
+            conversation.committed.set()
+        elif conversation.cell is not None:
+            await self._amend(conversation, conversation.cell)
+
+    async def _amend(self, conversation: _Conversation, cell: RunningCell) -> None:
+        assert conversation.plan is not None
+        try:
+            await cell.amend(conversation.plan)
+        except EdgeError as error:
+            conversation.end("cell-died", str(error))
 
     async def _beat(self, conversation: _Conversation) -> None:
         count = 0
@@ -242,8 +264,13 @@ class LeaseServer:
         if conversation.plan is None:
             conversation.end("expired", f"no plan came within {COMMIT_S:g} s")
             return
+        begun_by = conversation.plan
         try:
-            async with self._runner.run(lease, conversation.plan, doorway) as cell:
+            async with self._runner.run(lease, begun_by, doorway) as cell:
+                conversation.cell = cell
+                if conversation.plan is not begun_by:
+                    # It came while the cell was made.
+                    await self._amend(conversation, cell)
                 async for news in cell.news():
                     event = wire_pb2.LeaseEvent(phase=news.phase[:64], detail=news.detail[:500])
                     await conversation.send(wire_pb2.FromHost(event=event))

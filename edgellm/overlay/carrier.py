@@ -1,9 +1,11 @@
-"""The carrier of one cell: `python -m edgellm.overlay.carrier`, its settings as one JSON document on stdin.
+"""The carrier of one cell: `python -m edgellm.overlay.carrier`, its settings as one line of JSON on stdin.
 
 It joins the cell's connections with the other members' carriers, over sealed links where their endpoints can
-be dialled and over libp2p streams (through the node) where not. On stdout it reports, one JSON object a line:
+be dialled and over libp2p streams (through the node) where not. Each further line on stdin is an `Admission`: who is a
+member from now on; the connections of those who are not any more are reset. On stdout it reports, one JSON object a line:
 
     {"event": "ready"}
+    {"event": "admitted", "number": NUMBER}
     {"event": "stats", "members": {ADDRESS: {"tls" | "stream": {"sent_bytes", "received_bytes", "connections"}}}}
 
 It ends with the node: by its death signal, and when the node closes its channel.
@@ -17,8 +19,8 @@ import os
 import resource
 import signal
 import socket
-import sys
-from collections.abc import Iterator
+import ssl
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import asdict, dataclass, field
 
 import msgspec
@@ -38,7 +40,7 @@ MAX_CONNECTIONS = 2048
 _MAX_OPENING = 64
 _REPORT_S = 1.0
 _PAUSE_S = 0.1
-_STDOUT = 1
+_STDIN, _STDOUT = 0, 1
 
 
 class MemberSettings(msgspec.Struct, frozen=True):
@@ -60,10 +62,34 @@ class CarrierSettings(msgspec.Struct, frozen=True):
     node_fd: int
 
 
+class Admission(msgspec.Struct, frozen=True):
+    """The members from now on; `number` is told when nobody else is let in any more."""
+
+    number: int
+    members: tuple[MemberSettings, ...]
+
+
 @dataclass
 class _Member:
+    settings: MemberSettings
     link: LinkMember
     by_way: dict[str, Traffic] = field(default_factory=lambda: {"tls": Traffic(), "stream": Traffic()})
+    carried: set[trio.CancelScope] = field(default_factory=set)
+
+    @contextlib.contextmanager
+    def carrying(self) -> Iterator[None]:
+        """A connection of this member: it ends when the member is one no longer."""
+        scope = trio.CancelScope()
+        self.carried.add(scope)
+        try:
+            with scope:
+                yield
+        finally:
+            self.carried.discard(scope)
+
+
+def _member(settings: MemberSettings) -> _Member:
+    return _Member(settings, LinkMember(settings.address, settings.certificate_der, settings.endpoints))
 
 
 class Carrier:
@@ -71,27 +97,49 @@ class Carrier:
 
     def __init__(self, settings: CarrierSettings) -> None:
         self._identity = MemberIdentity(settings.certificate_der, settings.private_key_pem)
-        self._members = {
-            member.address: _Member(LinkMember(member.address, member.certificate_der, member.endpoints))
-            for member in settings.members
-        }
+        self._members = {member.address: _member(member) for member in settings.members}
+        self._admitted = self._admission()
         self._listener = socket.socket(fileno=settings.listener_fd)
         self._cell = CellSide(socket.socket(fileno=settings.cell_fd))
         self._node = socket.socket(fileno=settings.node_fd)
         self._connections = trio.CapacityLimiter(MAX_CONNECTIONS)
 
-    async def run(self) -> None:
+    async def run(self, admissions: AsyncIterator[bytes]) -> None:
         """Serve until the node closes its channel."""
         self._listener.setblocking(False)
         self._node.setblocking(False)
         async with open_pumps() as self._pumps, trio.open_nursery() as nursery:
             self._dialler = Dialler(self._identity, nursery)
+            nursery.start_soon(self._admit_all, admissions)
             await nursery.start(self._own_connections)
             nursery.start_soon(self._cell.serve, self._outbound)
             nursery.start_soon(self._accept_links)
             nursery.start_soon(self._report)
             await self._serve_node()
             nursery.cancel_scope.cancel()
+
+    def _admission(self) -> tuple[ssl.SSLContext, dict[bytes, LinkMember]]:
+        """What lets links of the present members in, and nobody else's."""
+        by_certificate = {member.link.certificate_der: member.link for member in self._members.values()}
+        return server_context(self._identity, list(by_certificate)), by_certificate
+
+    async def _admit_all(self, admissions: AsyncIterator[bytes]) -> None:
+        async for line in admissions:
+            admission = msgspec.json.decode(line, type=Admission)
+            before = self._members
+            self._members = {
+                settings.address: kept
+                if (kept := before.get(settings.address)) is not None and kept.settings == settings
+                else _member(settings)
+                for settings in admission.members
+            }
+            self._admitted = self._admission()
+            for member in before.values():
+                if self._members.get(member.link.address) is not member:
+                    self._dialler.close_all(member.link)
+                    for scope in tuple(member.carried):
+                        scope.cancel()
+            _print({"event": "admitted", "number": admission.number})
 
     async def _own_connections(self, task_status: trio.TaskStatus[None]) -> None:
         """The nursery of all connections, a new one for each cell: they end when their cell does."""
@@ -113,7 +161,7 @@ class Carrier:
             self._carrying.start_soon(self._carry_out, cell, member, port)
 
     async def _carry_out(self, cell: socket.socket, member: _Member, port: int) -> None:
-        with _resetting(cell):
+        with _resetting(cell), member.carrying():
             async with self._connections:
                 try:
                     link = await self._dialler.open(member.link, port)
@@ -140,19 +188,25 @@ class Carrier:
             connection.close()
 
     async def _accept_links(self) -> None:
-        by_certificate = {member.link.certificate_der: member.link for member in self._members.values()}
-        context = server_context(self._identity, list(by_certificate.values()))
         opening = trio.CapacityLimiter(_MAX_OPENING)
 
         async def accept(tcp: socket.socket) -> None:
             async with self._connections:
+                context, by_certificate = self._admitted
                 accepted = await accept_link(tcp, context, by_certificate, self._cell.connect, opening)
                 if accepted is None:
                     return
-                member, link, cell = accepted
-                traffic = self._members[member.address].by_way["tls"]
+                linked, link, cell = accepted
+                member = self._members.get(linked.address)
+                if member is None or member.link is not linked:
+                    # It was one when the link began.
+                    close_socket(cell, reset=True)
+                    close_socket(link.tcp, reset=True)
+                    return
+                traffic = member.by_way["tls"]
                 traffic.connections += 1
-                await self._pumps.join(cell, link.tcp, link.keys, traffic)
+                with member.carrying():
+                    await self._pumps.join(cell, link.tcp, link.keys, traffic)
 
         while True:
             await trio.lowlevel.wait_readable(self._listener)
@@ -190,7 +244,7 @@ class Carrier:
                 if cell is None or member is None:
                     await connection.answer(opened=False)
                     return
-                with _resetting(cell):
+                with _resetting(cell), member.carrying():
                     await connection.answer(opened=True)
                     traffic = member.by_way["stream"]
                     traffic.connections += 1
@@ -238,10 +292,23 @@ def main() -> None:
     die_with_parent()
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    settings = msgspec.json.decode(sys.stdin.buffer.read(), type=CarrierSettings)
     # A terminal's Ctrl-C reaches this process too, but the node decides when the cell loses its network.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    trio.run(Carrier(settings).run)
+    trio.run(_main)
+
+
+async def _main() -> None:
+    lines = _lines(trio.lowlevel.FdStream(_STDIN))
+    settings = msgspec.json.decode(await anext(lines), type=CarrierSettings)
+    await Carrier(settings).run(lines)
+
+
+async def _lines(stream: trio.lowlevel.FdStream) -> AsyncIterator[bytes]:
+    pending = b""
+    while received := await stream.receive_some(65536):
+        *lines, pending = (pending + received).split(b"\n")
+        for line in lines:
+            yield line
 
 
 def _print(event: dict[str, object]) -> None:

@@ -13,6 +13,7 @@ link it is follows from the certificate; nothing that the other side says enters
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import socket
 import ssl
@@ -97,6 +98,12 @@ class Dialler:
     def close_idle(self, member: LinkMember) -> None:
         """Close the idle links that are too old to offer."""
         while member.idle and trio.current_time() - member.idle[0][0] > _IDLE_S:
+            close_socket(member.idle.popleft()[1])
+
+    def close_all(self, member: LinkMember) -> None:
+        """Close what is idle, and dial it no more: it is no member now."""
+        member.unreachable_until = math.inf
+        while member.idle:
             close_socket(member.idle.popleft()[1])
 
     def _take_idle(self, member: LinkMember) -> ssl.SSLSocket | None:
@@ -184,9 +191,9 @@ async def accept_link(
     return None
 
 
-def server_context(identity: MemberIdentity, members: list[LinkMember]) -> ssl.SSLContext:
-    """For `accept_link`: admits the certificates of these members and no others."""
-    return _context(ssl.PROTOCOL_TLS_SERVER, identity, [member.certificate_der for member in members])
+def server_context(identity: MemberIdentity, certificates_der: list[bytes]) -> ssl.SSLContext:
+    """For `accept_link`: admits these certificates, of members, and no others."""
+    return _context(ssl.PROTOCOL_TLS_SERVER, identity, certificates_der)
 
 
 def _context(protocol: int, identity: MemberIdentity, admitted: list[bytes]) -> ssl.SSLContext:
@@ -194,7 +201,8 @@ def _context(protocol: int, identity: MemberIdentity, admitted: list[bytes]) -> 
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.check_hostname = False
     context.verify_mode = ssl.CERT_REQUIRED
-    context.load_verify_locations(cadata=b"".join(admitted))
+    if admitted:
+        context.load_verify_locations(cadata=b"".join(admitted))
     if protocol == ssl.PROTOCOL_TLS_SERVER:
         context.num_tickets = 0
     # The ssl module reads a private key from a path only; this one is memory.

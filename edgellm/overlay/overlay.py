@@ -19,7 +19,7 @@ import trio
 from edgellm.errors import CellError, NetworkError, unwrapped
 from edgellm.overlay import handover
 from edgellm.overlay.address import check_members
-from edgellm.overlay.carrier import CarrierSettings, MemberSettings
+from edgellm.overlay.carrier import Admission, CarrierSettings, MemberSettings
 from edgellm.overlay.handover import BadMessage, Kind, Message
 from edgellm.overlay.identity import MemberIdentity, make_member_identity
 from edgellm.overlay.streams import join_stream
@@ -38,6 +38,7 @@ __all__ = [
 
 _START_TIMEOUT_S = 20.0
 _OPEN_STREAM_TIMEOUT_S = 20.0
+_ADMIT_TIMEOUT_S = 5.0
 _MAX_STREAMS = 512
 _BACKLOG = 1024
 
@@ -73,8 +74,20 @@ class MemberTraffic:
 class Overlay:
     """A running carrier. Made by `open_overlay`."""
 
-    def __init__(self, channel: socket.socket, nursery: trio.Nursery) -> None:
+    def __init__(
+        self,
+        own_address: str,
+        channel: socket.socket,
+        orders: trio.lowlevel.FdStream,
+        nursery: trio.Nursery,
+    ) -> None:
+        self._own_address = own_address
         self._channel = channel
+        self._orders = orders
+        self._ordering = trio.Lock()
+        self._admissions = 0
+        self._admitted = trio.Condition()
+        self._admitted_number = 0
         self._nursery = nursery
         self._streams = trio.CapacityLimiter(_MAX_STREAMS)
         self._stats: dict[str, dict[str, MemberTraffic]] = {}
@@ -98,6 +111,25 @@ class Overlay:
                 await stream.reset()
                 return
             await join_stream(stream, ours)
+
+    async def admit(self, members: tuple[OverlayMember, ...]) -> None:
+        """From now on these are the members. Connections of those who stay go on; those of the others are reset.
+
+        Raises `CellError` where the carrier does not answer, `ProtocolViolation` for addresses that are not of one cluster.
+        """
+        check_members((self._own_address, *_others(members, self._own_address)))
+        async with self._ordering:
+            self._admissions += 1
+            number = self._admissions
+            order = Admission(number, _settings(members, self._own_address))
+            try:
+                with trio.fail_after(_ADMIT_TIMEOUT_S):
+                    await self._orders.send_all(msgspec.json.encode(order) + b"\n")
+                    async with self._admitted:
+                        while self._admitted_number < number and not self._dead.is_set():
+                            await self._admitted.wait()
+            except (trio.TooSlowError, trio.BrokenResourceError, trio.ClosedResourceError) as error:
+                raise CellError("the overlay's carrier takes no new members") from error
 
     def stats(self) -> dict[str, dict[str, MemberTraffic]]:
         """Traffic by member address and way, at most about a second old."""
@@ -155,6 +187,9 @@ class Overlay:
                         event = json.loads(line)
                         if event["event"] == "ready":
                             ready.set()
+                        elif event["event"] == "admitted":
+                            self._admitted_number = event["number"]
+                            await self._tell_admitted()
                         else:
                             self._stats = msgspec.convert(
                                 event["members"], dict[str, dict[str, MemberTraffic]]
@@ -162,6 +197,24 @@ class Overlay:
         finally:
             self._dead.set()
             ready.set()
+            with trio.CancelScope(shield=True):
+                await self._tell_admitted()
+
+    async def _tell_admitted(self) -> None:
+        async with self._admitted:
+            self._admitted.notify_all()
+
+
+def _others(members: tuple[OverlayMember, ...], own_address: str) -> list[str]:
+    return [member.address for member in members if member.address != own_address]
+
+
+def _settings(members: tuple[OverlayMember, ...], own_address: str) -> tuple[MemberSettings, ...]:
+    return tuple(
+        MemberSettings(member.address, member.certificate_der, member.endpoints)
+        for member in members
+        if member.address != own_address
+    )
 
 
 def bind_listener(host: str, port: int = 0) -> socket.socket:
@@ -190,8 +243,7 @@ async def open_overlay(
     Call from the main thread: the carrier dies with the thread that started it. Raises `CellError` if it cannot
     start, `ProtocolViolation` if the members' addresses are not those of one cluster.
     """
-    others = [member.address for member in spec.members if member.address != spec.own_address]
-    check_members((spec.own_address, *others))
+    check_members((spec.own_address, *_others(spec.members, spec.own_address)))
     ours, carriers = handover.channel_pair()
     ours.setblocking(False)
     with contextlib.ExitStack() as inherited:
@@ -201,11 +253,7 @@ async def open_overlay(
         settings = CarrierSettings(
             certificate_der=identity.certificate_der,
             private_key_pem=identity.private_key_pem,
-            members=tuple(
-                MemberSettings(member.address, member.certificate_der, member.endpoints)
-                for member in spec.members
-                if member.address != spec.own_address
-            ),
+            members=_settings(spec.members, spec.own_address),
             listener_fd=listener.fileno(),
             cell_fd=cell_listener.fileno(),
             node_fd=carriers.fileno(),
@@ -220,17 +268,17 @@ async def open_overlay(
     assert process.stdout is not None
     stdout = trio.lowlevel.FdStream(os.dup(process.stdout.fileno()))
     process.stdout.close()
+    stdin = trio.lowlevel.FdStream(os.dup(process.stdin.fileno()))
+    process.stdin.close()
     try:
         with unwrapped():
-            async with trio.open_nursery() as nursery:
-                overlay = Overlay(ours, nursery)
+            async with stdin, trio.open_nursery() as nursery:
+                overlay = Overlay(spec.own_address, ours, stdin, nursery)
                 ready = trio.Event()
                 nursery.start_soon(overlay._read_events, stdout, ready)
                 nursery.start_soon(overlay._serve_carrier, open_stream)
-                async with trio.lowlevel.FdStream(os.dup(process.stdin.fileno())) as stdin:
-                    process.stdin.close()
-                    with contextlib.suppress(trio.BrokenResourceError):
-                        await stdin.send_all(msgspec.json.encode(settings))
+                with contextlib.suppress(trio.BrokenResourceError):
+                    await stdin.send_all(msgspec.json.encode(settings) + b"\n")
                 with trio.move_on_after(_START_TIMEOUT_S):
                     await ready.wait()
                 if not ready.is_set() or overlay._dead.is_set():

@@ -57,7 +57,10 @@ async def ask(requester: Requester, model: str, question: Question, wanted: Want
         if two is not None:
             try:
                 with unwrapped():
-                    watcher.timeline(await ask_two(requester, choice, two, question, watcher))
+                    spans = await ask_two(
+                        requester, choice, two, question, watcher, patience_s=wanted.patience_s
+                    )
+                    watcher.timeline(spans)
                 return
             except (LeasesRefused, PlanError) as error:
                 if wanted.disaggregate == "always":

@@ -40,6 +40,10 @@ class Wanted:
     """Whether other hosts compute the prompt than those that answer: where that is expected to pay, or whenever it can be."""
     min_tok_s: float | None = None
     """Refuse rather than answer at less than this many tokens a second, by prediction."""
+    patience_s: float = 60.0
+    """How long others are looked for when a host is lost, before the answer fails; 0: not at all."""
+    spares: int = 0
+    """Hosts that stand by to take the place of one that is lost."""
     max_load: float | None = None
     """Leave out hosts of whose lent memory more than this share, 0 to 1, is leased now."""
 

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING
 import structlog
 import trio
 
-from edgellm.cluster.head import Cluster, Load, Progress, bring_up
+from edgellm.cluster.head import Load, Progress, open_head
 from edgellm.cluster.member import Machine
 from edgellm.cluster.switchboard import Switchboard
 from edgellm.discovery.collect import SequenceBook
-from edgellm.errors import ModelError, PlanError
+from edgellm.errors import DiscoveryError, ModelError, PlanError, unwrapped
+from edgellm.leasing.hold import Leases, open_leases
 from edgellm.models.light import LightStore
 from edgellm.models.tokens import count_tokens
 from edgellm.p2p.network import Network, PeerAddress
@@ -24,8 +25,8 @@ from edgellm.planning.plan import make_plan
 from edgellm.requester.choose import Wanted, fitted, plan_request
 from edgellm.requester.discover import Lent, Offers, discover
 from edgellm.requester.kv import KvRequester, tracked
-from edgellm.requester.lease import leased
 from edgellm.requester.model_files import KnownModel, fetch_model
+from edgellm.requester.recovery import Cluster, Keeper
 from edgellm.types.plan import Candidate, PlanRequest
 from edgellm.types.request import Piece, Question
 
@@ -144,39 +145,69 @@ async def opened(
     *,
     among: Sequence[Candidate] | None = None,
 ) -> AsyncIterator[OpenedCluster]:
-    """A loaded cluster of what was chosen, over some of the hosts `among` (default: all); gone when the context ends."""
+    """A loaded cluster of what was chosen, over some of the hosts `among` (default: all); gone when the context ends.
+
+    When hosts are lost others take their places, for `wanted.patience_s`; then HostLost comes out of the body.
+    """
     network, offers, request = requester.network, choice.offers, choice.request
     if among is not None:
         offers = replace(offers, candidates=tuple(among))
     sharing = requester.kv if request.shares_kv else None
+    prefill_tok_s = make_plan(request, offers.candidates).prediction.prefill_tok_s if sharing else 0.0
+
+    async def discover_again(lent: Mapping[str, Lent]) -> Offers:
+        versions = await discover(network, request.model, book=requester.book, now=requester.now, freed=lent)
+        for found in versions:
+            if found.digest == offers.digest:
+                return found
+        raise DiscoveryError(f"nobody else holds this version of {request.model}")
+
     on_progress(Progress("", "lease"))
-    async with leased(
-        network, request, offers, on_refusal=lambda line: on_progress(Progress("", "lease", line))
-    ) as lease:
-        leased_at = requester.now()
-        for stage in lease.stages.stages:
-            on_progress(Progress(stage.name, "leased", f"layers {stage.first_layer}-{stage.end_layer - 1}"))
-        with tracked(sharing, [held.wish.host for held in lease.leases.held]) as kv:
-            async with bring_up(
+    with unwrapped(), tracked(sharing, ()) as kv:
+        async with (
+            open_head(
                 network,
                 requester.switchboard,
                 requester.machine,
-                lease.leases,
-                lease.stages,
+                request,
                 choice.model.directory,
-                cluster=lease.cluster,
+                cluster=secrets.token_hex(16),
                 issued_at=requester.now(),
-                load=Load(max(wanted.sequences, wanted.at_once), wanted.serves_api, wanted.also_named),
                 on_progress=on_progress,
-                kv=sharing.sharing(network, offers.digest, lease.stages.prediction.prefill_tok_s)
-                if sharing
-                else None,
-            ) as cluster:
-                names = {candidate.peer: candidate.name for candidate in choice.offers.candidates}
-                yield OpenedCluster(cluster, choice.model, request, kv, names, leased_at)
-                if sharing is not None and kv is not None:
-                    # While the cells are still there: what they computed last is announced by now or never.
-                    await sharing.tracker.gather(kv)
+                kv=sharing.sharing(network, offers.digest, prefill_tok_s) if sharing else None,
+                standby=wanted.spares > 0,
+            ) as head,
+            open_leases(network) as leases,
+            trio.open_nursery() as nursery,
+        ):
+            leased_at = requester.now()
+            nursery.start_soon(_tell_news, leases, on_progress)
+            keeper = Keeper(
+                network=network,
+                head=head,
+                leases=leases,
+                request=request,
+                load=Load(max(wanted.sequences, wanted.at_once), wanted.serves_api, wanted.also_named),
+                discover=discover_again,
+                now=requester.now,
+                on_progress=on_progress,
+                patience_s=wanted.patience_s,
+                spares=wanted.spares,
+                on_members=kv.follow if kv is not None else lambda members: None,
+            )
+            await keeper.begin(offers)
+            nursery.start_soon(keeper.keep)
+            names = {candidate.peer: candidate.name for candidate in choice.offers.candidates}
+            yield OpenedCluster(keeper.cluster, choice.model, request, kv, names, leased_at)
+            if sharing is not None and kv is not None:
+                # While the cells are still there: what they computed last is announced by now or never.
+                await sharing.tracker.gather(kv)
+            nursery.cancel_scope.cancel()
+
+
+async def _tell_news(leases: Leases, on_progress: OnProgress) -> None:
+    async for news in leases.news:
+        on_progress(Progress(news.name, news.phase, news.detail))
 
 
 async def _first_that_fits(

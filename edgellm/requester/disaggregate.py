@@ -57,13 +57,20 @@ class _Asked:
     question: Question
     told: Told
     timeline: Timeline
+    patience_s: float
 
 
 async def ask_two(
-    requester: Requester, choice: Choice, two: Disaggregation, question: Question, told: Told
+    requester: Requester,
+    choice: Choice,
+    two: Disaggregation,
+    question: Question,
+    told: Told,
+    *,
+    patience_s: float,
 ) -> tuple[Span, ...]:
     """Answers as `edgellm.requester.ask.ask` does, and returns what happened when."""
-    asked = _Asked(requester, choice, question, told, Timeline())
+    asked = _Asked(requester, choice, question, told, Timeline(), patience_s)
     first = _First()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_prefill, asked, two.prefill, first)
@@ -78,7 +85,8 @@ async def _prefill(asked: _Asked, cast: Cast, first: _First) -> None:
     try:
         # In this order: what is raised beside a cancellation has to be unwrapped, too.
         with unwrapped(), first.scope:
-            async with _opened(asked, cast, "prefill") as cluster:
+            # The cluster that answers need not wait for another one: it computes the prompt itself.
+            async with _opened(asked, cast, "prefill", patience_s=0.0) as cluster:
                 try:
                     step.who = hosts = _hosts(cluster)
                     step.end()
@@ -124,7 +132,7 @@ async def _decode(asked: _Asked, two: Disaggregation, first: _First) -> None:
     """Answers, from the first cluster's KV blocks where they come in time."""
     timeline, told, cast = asked.timeline, asked.told, two.decode
     step = timeline.begin("bring-up to decode", cast.names)
-    async with _opened(asked, cast, "decode") as cluster:
+    async with _opened(asked, cast, "decode", patience_s=asked.patience_s) as cluster:
         step.who = hosts = _hosts(cluster)
         step.end()
         kv = asked.requester.kv
@@ -171,10 +179,13 @@ class _AnswerSteps:
         self._step.end(f"{self._tokens:,} tokens")
 
 
-def _opened(asked: _Asked, cast: Cast, work: str) -> AbstractAsyncContextManager[OpenedCluster]:
+def _opened(
+    asked: _Asked, cast: Cast, work: str, *, patience_s: float
+) -> AbstractAsyncContextManager[OpenedCluster]:
     choice = replace(asked.choice, request=cast.plan.request)
     on_progress = _of(work, asked.told.progress)
-    return opened(asked.requester, choice, Wanted(), on_progress, among=cast.candidates)
+    wanted = Wanted(patience_s=patience_s)
+    return opened(asked.requester, choice, wanted, on_progress, among=cast.candidates)
 
 
 def _hosts(cluster: OpenedCluster) -> tuple[str, ...]:

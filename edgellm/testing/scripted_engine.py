@@ -27,6 +27,7 @@ class Script:
     token_s: float = 0.0
     max_model_len: int = 64
     fail_load: str = ""
+    suspensions: int = 0
     misplace: bool = False
     """Report layers elsewhere than asked."""
     asked: list[int] = field(default_factory=list)
@@ -46,7 +47,7 @@ class ScriptedEngine(backend_pb2_grpc.BackendServicer):
     def __init__(self, script: Script) -> None:
         self._script = script
         self._lock = threading.Lock()
-        self._loaded = False
+        self._loaded = threading.Event()
 
     def Load(
         self, request: backend_pb2.LoadRequest, context: grpc.ServicerContext
@@ -67,10 +68,17 @@ class ScriptedEngine(backend_pb2_grpc.BackendServicer):
                 stage for stage in request.stages for _ in range(request.tensor_parallel)
             )
         ]
-        self._loaded = True
+        self._loaded.set()
         # Nothing is served over HTTP; but who is told so can be tested with it.
         loaded = backend_pb2.Loaded(ranks=ranks, kv_cache_tokens=1024, serves_api=request.serve_api)
         yield backend_pb2.LoadEvent(loaded=loaded)
+
+    def Suspend(
+        self, request: backend_pb2.SuspendRequest, context: grpc.ServicerContext
+    ) -> backend_pb2.SuspendReply:
+        self._script.suspensions += 1
+        self._loaded.clear()
+        return backend_pb2.SuspendReply(waiting_requests=self._script.running)
 
     def Generate(
         self, request: backend_pb2.GenerateRequest, context: grpc.ServicerContext
@@ -95,6 +103,9 @@ class ScriptedEngine(backend_pb2_grpc.BackendServicer):
                     self._script.aborted.append(request.request_id)
                     return
                 time.sleep(self._script.token_s)
+                # Suspended: the answer goes on where it is, after the next Load.
+                while not self._loaded.wait(0.01) and context.is_active():
+                    pass
                 last = index + 1 == request.sampling.max_tokens
                 yield backend_pb2.GenerateEvent(
                     token_ids=[index],
@@ -115,13 +126,13 @@ class ScriptedEngine(backend_pb2_grpc.BackendServicer):
     def Health(
         self, request: backend_pb2.HealthRequest, context: grpc.ServicerContext
     ) -> backend_pb2.HealthReply:
-        state = backend_pb2.HealthReply.READY if self._loaded else backend_pb2.HealthReply.IDLE
+        state = backend_pb2.HealthReply.READY if self._loaded.is_set() else backend_pb2.HealthReply.IDLE
         return backend_pb2.HealthReply(state=state, running_requests=self._script.running)
 
     def Unload(
         self, request: backend_pb2.UnloadRequest, context: grpc.ServicerContext
     ) -> backend_pb2.UnloadReply:
-        self._loaded = False
+        self._loaded.clear()
         return backend_pb2.UnloadReply()
 
 

@@ -49,6 +49,8 @@ class ScriptedMachine:
     """Why cells cannot be made, or ""."""
     cells: list[ScriptedCell] = field(default_factory=list)
     """Those that run now."""
+    plans: list[ClusterPlan] = field(default_factory=list)
+    """That were put in force while a member ran."""
     pieces: PieceServer | None = None
     block_sockets: list[Path] = field(default_factory=list)
     """Where the cells that run now find their node's KV pieces."""
@@ -76,7 +78,11 @@ class ScriptedMachine:
                 if (blocks := directory / BLOCKS_SOCKET).exists():
                     self.block_sockets.append(blocks)
                     stack.callback(self.block_sockets.remove, blocks)
-                yield RunningMember(cell, socket, "/model")
+
+                async def amend(amended: ClusterPlan) -> None:
+                    self.plans.append(amended)
+
+                yield RunningMember(cell, socket, "/model", amend)
             finally:
                 cell.say.close()
                 self.cells.remove(cell)

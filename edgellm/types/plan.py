@@ -157,6 +157,14 @@ class ClusterPlan:
     issued_at: float
     kv: KvSharing | None = None
     """None: this cluster shares no KV cache."""
+    spares: tuple[Member, ...] = ()
+    """They run no layers. A later plan of the same cluster may give them some."""
+    standby: bool = False
+    """Whether members keep ready what their next ranks need, so that the loss of another is a short pause."""
+
+    @property
+    def everyone(self) -> tuple[Member, ...]:
+        return self.members + self.spares
 
     @property
     def head(self) -> Member:
@@ -167,7 +175,11 @@ class ClusterPlan:
         return self.members[1:]
 
     def member(self, peer: str) -> Member | None:
-        return next((member for member in self.members if member.peer == peer), None)
+        return next((member for member in self.everyone if member.peer == peer), None)
 
     def at(self, address: str) -> Member | None:
-        return next((member for member in self.members if member.address == address), None)
+        return next((member for member in self.everyone if member.address == address), None)
+
+    def of_lease(self, lease: str) -> Member | None:
+        """Who takes part by this lease."""
+        return next((member for member in self.everyone[1:] if member.lease == lease), None)

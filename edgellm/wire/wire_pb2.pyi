@@ -190,7 +190,7 @@ class PlanMember(_message.Message):
     def __init__(self, peer: _Optional[str] = ..., address: _Optional[str] = ..., overlay_certificate: _Optional[bytes] = ..., overlay_endpoints: _Optional[_Iterable[_Union[Endpoint, _Mapping]]] = ..., lease: _Optional[str] = ..., first_layer: _Optional[int] = ..., end_layer: _Optional[int] = ..., devices: _Optional[_Iterable[str]] = ..., memory_bytes: _Optional[int] = ..., addresses: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class ClusterPlan(_message.Message):
-    __slots__ = ("cluster", "model_digest", "tensor_parallel", "members", "fabric", "max_model_len", "kv_cache_bytes", "subnet", "cluster_token", "issued_unix_ms", "kv")
+    __slots__ = ("cluster", "model_digest", "tensor_parallel", "members", "fabric", "max_model_len", "kv_cache_bytes", "subnet", "cluster_token", "issued_unix_ms", "kv", "spares", "standby")
     CLUSTER_FIELD_NUMBER: _ClassVar[int]
     MODEL_DIGEST_FIELD_NUMBER: _ClassVar[int]
     TENSOR_PARALLEL_FIELD_NUMBER: _ClassVar[int]
@@ -202,6 +202,8 @@ class ClusterPlan(_message.Message):
     CLUSTER_TOKEN_FIELD_NUMBER: _ClassVar[int]
     ISSUED_UNIX_MS_FIELD_NUMBER: _ClassVar[int]
     KV_FIELD_NUMBER: _ClassVar[int]
+    SPARES_FIELD_NUMBER: _ClassVar[int]
+    STANDBY_FIELD_NUMBER: _ClassVar[int]
     cluster: str
     model_digest: bytes
     tensor_parallel: int
@@ -213,7 +215,9 @@ class ClusterPlan(_message.Message):
     cluster_token: str
     issued_unix_ms: int
     kv: KvSharing
-    def __init__(self, cluster: _Optional[str] = ..., model_digest: _Optional[bytes] = ..., tensor_parallel: _Optional[int] = ..., members: _Optional[_Iterable[_Union[PlanMember, _Mapping]]] = ..., fabric: _Optional[str] = ..., max_model_len: _Optional[int] = ..., kv_cache_bytes: _Optional[int] = ..., subnet: _Optional[str] = ..., cluster_token: _Optional[str] = ..., issued_unix_ms: _Optional[int] = ..., kv: _Optional[_Union[KvSharing, _Mapping]] = ...) -> None: ...
+    spares: _containers.RepeatedCompositeFieldContainer[PlanMember]
+    standby: bool
+    def __init__(self, cluster: _Optional[str] = ..., model_digest: _Optional[bytes] = ..., tensor_parallel: _Optional[int] = ..., members: _Optional[_Iterable[_Union[PlanMember, _Mapping]]] = ..., fabric: _Optional[str] = ..., max_model_len: _Optional[int] = ..., kv_cache_bytes: _Optional[int] = ..., subnet: _Optional[str] = ..., cluster_token: _Optional[str] = ..., issued_unix_ms: _Optional[int] = ..., kv: _Optional[_Union[KvSharing, _Mapping]] = ..., spares: _Optional[_Iterable[_Union[PlanMember, _Mapping]]] = ..., standby: bool = ...) -> None: ...
 
 class KvSharing(_message.Message):
     __slots__ = ("scope", "scope_id", "secret", "tracker", "tracker_addresses", "prefill_tok_s")

@@ -11,7 +11,7 @@ from typing import Literal
 import trio
 import trio.testing
 
-from edgellm.cluster.switchboard import Switchboard
+from edgellm.cluster.switchboard import PlanInForce, Switchboard
 from edgellm.overlay.address import member_addresses
 from edgellm.overlay.overlay import (
     OpenStream,
@@ -38,6 +38,8 @@ class RunningMember:
     runtime: Path
     overlay: Overlay
     endpoint: tuple[str, int]
+    known: OverlayMember
+    """What the others know of it."""
 
 
 class PipeStream:
@@ -99,15 +101,15 @@ async def members(tmp_path: Path, count: int = 2, way: Way = "tls") -> AsyncIter
             runtime.mkdir()
             if nodes:
                 switchboard, cluster = nodes[index]
-                opener = switchboard.opener(cluster, address)
+                opener = switchboard.opener(PlanInForce(cluster), address)
             else:
                 opener = in_memory(address)
             overlay = await stack.enter_async_context(
                 open_overlay(OverlaySpec(address, plan), runtime, listeners[index], identities[index], opener)
             )
             if nodes:
-                stack.enter_context(switchboard.connect(cluster, address, overlay))
-            running.append(RunningMember(address, runtime, overlay, endpoints[index]))
+                stack.enter_context(switchboard.connect(PlanInForce(cluster), address, overlay))
+            running.append(RunningMember(address, runtime, overlay, endpoints[index], plan[index]))
         yield running
 
 

@@ -15,7 +15,7 @@ import trio
 
 from edgellm.cells.cell import Cell, open_cell
 from edgellm.errors import NetworkError, ProtocolViolation
-from edgellm.overlay.links import LinkMember, server_context
+from edgellm.overlay.links import server_context
 from edgellm.overlay.overlay import (
     OverlayMember,
     OverlaySpec,
@@ -370,7 +370,7 @@ async def test_impostor_at_an_endpoint_is_not_believed(tmp_path: Path) -> None:
         raise NetworkError("no stream either")
 
     with socket.create_server(("127.0.0.1", 0)) as listening:
-        context = server_context(impostor, [LinkMember("10.88.7.2", own.certificate_der, ())])
+        context = server_context(impostor, [own.certificate_der])
 
         def pretend() -> None:
             while True:
@@ -532,3 +532,58 @@ async def test_addresses_of_a_plan_are_checked(tmp_path: Path) -> None:
 
 async def _no_stream(address: str, port: int) -> Any:
     raise NetworkError("there are no streams")
+
+
+CHANGING = """
+def ask(connection):
+    connection.sendall(b"x")
+    if connection.recv(1) != b"x":
+        raise ConnectionResetError
+
+connection = connect(5000)
+ask(connection)
+tell(event="asked")
+try:
+    while True:
+        ask(connection)
+        time.sleep(0.02)
+except OSError:
+    tell(event="cut")
+while True:
+    try:
+        ask(connect(5000))
+        break
+    except OSError:
+        time.sleep(0.05)
+tell(event="asked again")
+time.sleep(3600)
+"""
+
+
+@pytest.mark.parametrize("way", ["tls", "stream"])
+async def test_a_member_that_is_one_no_longer_is_cut_off_and_one_that_stays_is_not(
+    tmp_path: Path, way: Way
+) -> None:
+    stranger = OverlayMember("10.88.7.9", make_member_identity().certificate_der)
+    async with running_pair(tmp_path, way, CHANGING) as ((server, client), _, cell):
+        await event_named(cell, "asked")
+        # Somebody new comes, who stays is not disturbed.
+        await server.overlay.admit((server.known, client.known, stranger))
+        with trio.move_on_after(0.5) as undisturbed:
+            await event_named(cell, "cut")
+        assert undisturbed.cancelled_caught
+
+        await server.overlay.admit((server.known, stranger))
+        await event_named(cell, "cut")
+        with trio.move_on_after(0.5) as refused:
+            await event_named(cell, "asked again")
+        assert refused.cancelled_caught
+
+        await server.overlay.admit((server.known, client.known))
+        await event_named(cell, "asked again")
+
+
+async def test_members_of_another_cluster_are_not_admitted(tmp_path: Path) -> None:
+    async with members(tmp_path, 2) as (first, second):
+        with pytest.raises(ProtocolViolation):
+            await first.overlay.admit((second.known, OverlayMember("10.88.8.3", b"")))

@@ -156,10 +156,11 @@ async def test_a_host_that_cannot_make_its_socket_still_runs_the_cluster(tmp_pat
 async def test_why_a_cell_cannot_be_made_is_told_where_it_would_have_shared(tmp_path: Path) -> None:
     async with two_hosts(tmp_path) as (hub, [(alice, _), _]):
         alice.machine.refuse = "no namespaces here"
+        wanted = Wanted(peers=("alice",), patience_s=0.0)
         with pytest.raises(HostLost, match="no namespaces here"), unwrapped():
             async with (
                 requester(hub, tmp_path) as asking,
-                opened_cluster(asking, "tiny", None, Wanted(peers=("alice",)), lambda _: None),
+                opened_cluster(asking, "tiny", None, wanted, lambda _: None),
             ):
                 await trio.sleep(5)
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgellm.cluster.assemble import Grant, HeadDoor, assemble
+from edgellm.cluster.assemble import Grant, HeadDoor, assemble, head_alone
 from edgellm.errors import ProtocolViolation
 from edgellm.kv.scope import ScopeKeys
 from edgellm.leasing.accept import MAX_CONTEXT, objection
@@ -47,12 +47,20 @@ def make_plan(fabric: str = "overlay") -> ClusterPlan:
     )
     grants = [
         Grant(
-            "a", "lease-a", ("0",), b"certificate-a", (Endpoint("10.0.0.1", 7000),), ("/ip4/10.0.0.1/tcp/4",)
+            "a",
+            "lease-a",
+            ("0",),
+            GIB,
+            b"certificate-a",
+            (Endpoint("10.0.0.1", 7000),),
+            ("/ip4/10.0.0.1/tcp/4",),
+            2,
         ),
-        Grant("b", "lease-b", ("1",), CERTIFICATE, (Endpoint("10.0.0.2", 7000),), ()),
+        Grant("b", "lease-b", ("1",), GIB, CERTIFICATE, (Endpoint("10.0.0.2", 7000),), (), 3),
     ]
     head = HeadDoor("asker", b"certificate-head", (Endpoint("10.0.0.9", 7001),), ())
-    return assemble(stages, grants, head, cluster=CLUSTER, token="ab" * 32, issued_at=1000.0)
+    alone = head_alone(stages.request, head, cluster=CLUSTER, token="ab" * 32, issued_at=1000.0)
+    return assemble(alone, stages, grants, issued_at=1000.0)
 
 
 PLAN = make_plan()

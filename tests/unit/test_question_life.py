@@ -24,6 +24,7 @@ from tests.unit.swarm_in_memory import TINY, Host, Recorder, join_host, join_req
 QUESTION = Question(text="why is the sky blue", sampling=Sampling(max_tokens=5))
 LONG = Question(text="why is the sky blue", sampling=Sampling(max_tokens=400))
 TWO_STAGES = Wanted(pipeline_parallel=2)
+IMPATIENT = Wanted(pipeline_parallel=2, patience_s=0.0)
 
 
 @asynccontextmanager
@@ -129,11 +130,11 @@ async def test_a_host_that_dies_in_the_middle_of_an_answer_is_named(fault: str, 
 
             nursery.start_soon(fail)
             with pytest.raises(HostLost, match="alice"):
-                await ask(requester, "tiny", LONG, TWO_STAGES, told)
+                await ask(requester, "tiny", LONG, IMPATIENT, told)
         assert 0 < len(told.pieces) < 400
 
 
-async def test_a_worker_cell_that_dies_ends_the_question(tmp_path: Path) -> None:
+async def test_a_worker_cell_that_dies_ends_the_question_of_one_who_does_not_wait(tmp_path: Path) -> None:
     async with swarm(tmp_path, Script(token_s=0.02)) as (_, _alice, bob, requester):
         told = Recorder()
         async with trio.open_nursery() as nursery:
@@ -146,7 +147,7 @@ async def test_a_worker_cell_that_dies_ends_the_question(tmp_path: Path) -> None
             with pytest.raises(
                 HostLost, match=r"host bob .* ended its lease: its cell ended with status 137"
             ):
-                await ask(requester, "tiny", LONG, TWO_STAGES, told)
+                await ask(requester, "tiny", LONG, IMPATIENT, told)
 
 
 async def test_the_heads_own_cell_dies(tmp_path: Path) -> None:

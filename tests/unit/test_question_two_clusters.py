@@ -182,7 +182,7 @@ async def test_a_prefill_that_never_ends_is_waited_for_as_long_as_it_is_worth(
                 await trio.sleep(0.01)
 
 
-async def test_a_host_that_dies_while_it_answers_is_named(tmp_path: Path) -> None:
+async def test_a_host_that_dies_while_it_answers_is_replaced_by_the_other(tmp_path: Path) -> None:
     script = Script(token_s=0.02)
     async with swarm(tmp_path, script) as (hub, alice, bob, asking):
         told = Recorder()
@@ -193,9 +193,8 @@ async def test_a_host_that_dies_while_it_answers_is_named(tmp_path: Path) -> Non
                 hub.kill({"alice": alice, "bob": bob}[told.stages[0][0]].network.peer)
 
             nursery.start_soon(fail)
-            with pytest.raises(HostLost):
-                await ask(asking, "tiny", LONG, TWO, told)
-        assert 0 < len(told.pieces) < 400
+            await ask(asking, "tiny", LONG, TWO, told)
+        assert [piece.token_ids for piece in told.pieces] == [(index,) for index in range(400)]
 
 
 async def test_a_cancelled_question_ends_on_both_clusters(tmp_path: Path) -> None:

@@ -55,7 +55,7 @@ async def session(tmp_path: Path, *names: str) -> AsyncIterator[Session]:
     async with open_hub() as hub:
         hosts = [await join_host(hub, name, names=("tiny", "other")) for name in names]
         serving, script = Serving("tiny", 0), Script()
-        wanted = Wanted(pipeline_parallel=1, context=256, serves_api=True)
+        wanted = Wanted(pipeline_parallel=1, context=256, serves_api=True, patience_s=0.0)
         requester = join_requester(hub, tmp_path, script)
         async with holding.holding(requester, wanted, serving, lambda line: None) as clusters:
             await clusters.begin("tiny")

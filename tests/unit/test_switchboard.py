@@ -10,7 +10,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from edgellm.cluster.switchboard import PROTOCOL, Switchboard
+from edgellm.cluster.switchboard import PROTOCOL, PlanInForce, Switchboard
 from edgellm.errors import NetworkError
 from edgellm.p2p.framing import MessageStream
 from edgellm.p2p.network import Stream
@@ -51,7 +51,7 @@ async def pair() -> AsyncIterator[Pair]:
         members = (Member(head.peer, HEAD, b"", ()), Member(worker.peer, WORKER, b"", ()))
         plan = ClusterPlan("c" * 32, "ab" * 32, 1, members, "overlay", 256, 1, "10.88.1.0/24", "t" * 32, 0.0)
         echo = Echo()
-        with Switchboard(worker).connect(plan, WORKER, echo):
+        with Switchboard(worker).connect(PlanInForce(plan), WORKER, echo):
             yield Pair(hub, head, worker, plan, echo)
 
 
@@ -64,7 +64,7 @@ async def read_all(stream: Stream) -> bytes:
 
 async def test_members_are_connected(autojump_clock: MockClock) -> None:
     async with pair() as two:
-        stream = await Switchboard(two.head).opener(two.plan, HEAD)(WORKER, 6379)
+        stream = await Switchboard(two.head).opener(PlanInForce(two.plan), HEAD)(WORKER, 6379)
         await stream.send_all(b"hello")
         await stream.aclose()
         assert await read_all(stream) == b"welcome hello"
@@ -122,7 +122,7 @@ async def test_a_stranger_who_knows_the_plan_is_refused(autojump_clock: MockCloc
     async with pair() as two:
         stranger = two.hub.join()
         with pytest.raises(NetworkError):
-            await Switchboard(stranger).opener(two.plan, HEAD)(WORKER, 6379)
+            await Switchboard(stranger).opener(PlanInForce(two.plan), HEAD)(WORKER, 6379)
         assert two.echo.seen == []
 
 
@@ -132,10 +132,10 @@ async def test_the_line_is_dead_when_the_cluster_ends(autojump_clock: MockClock)
         members = (Member(head.peer, HEAD, b"", ()), Member(worker.peer, WORKER, b"", ()))
         plan = ClusterPlan("c" * 32, "ab" * 32, 1, members, "overlay", 256, 1, "10.88.1.0/24", "t" * 32, 0.0)
         board = Switchboard(worker)
-        with board.connect(plan, WORKER, Echo()):
+        with board.connect(PlanInForce(plan), WORKER, Echo()):
             pass
         with pytest.raises(NetworkError):
-            await Switchboard(head).opener(plan, HEAD)(WORKER, 6379)
+            await Switchboard(head).opener(PlanInForce(plan), HEAD)(WORKER, 6379)
 
 
 async def test_two_clusters_on_one_node_stay_apart(autojump_clock: MockClock) -> None:
@@ -143,8 +143,11 @@ async def test_two_clusters_on_one_node_stay_apart(autojump_clock: MockClock) ->
         other = replace(two.plan, cluster="e" * 32)
         board = Switchboard(two.worker)
         first, second = Echo(), Echo()
-        with board.connect(two.plan, WORKER, first), board.connect(other, WORKER, second):
-            stream = await Switchboard(two.head).opener(other, HEAD)(WORKER, 80)
+        with (
+            board.connect(PlanInForce(two.plan), WORKER, first),
+            board.connect(PlanInForce(other), WORKER, second),
+        ):
+            stream = await Switchboard(two.head).opener(PlanInForce(other), HEAD)(WORKER, 80)
             await stream.aclose()
             await read_all(stream)
         assert (len(first.seen), len(second.seen)) == (0, 1)
@@ -153,11 +156,11 @@ async def test_two_clusters_on_one_node_stay_apart(autojump_clock: MockClock) ->
 async def test_an_address_outside_the_cluster_is_nobodys(autojump_clock: MockClock) -> None:
     async with pair() as two:
         with pytest.raises(NetworkError, match=r"10\.88\.1\.7 is no member"):
-            await Switchboard(two.head).opener(two.plan, HEAD)("10.88.1.7", 1)
+            await Switchboard(two.head).opener(PlanInForce(two.plan), HEAD)("10.88.1.7", 1)
 
 
 async def test_a_member_that_is_silent_costs_a_bounded_time(autojump_clock: MockClock) -> None:
     async with pair() as two:
         two.hub.freeze(two.worker.peer)
         with trio.fail_after(30), pytest.raises(NetworkError):
-            await Switchboard(two.head).opener(two.plan, HEAD)(WORKER, 6379)
+            await Switchboard(two.head).opener(PlanInForce(two.plan), HEAD)(WORKER, 6379)

@@ -1,0 +1,464 @@
+"""Keeps a cluster answering while its hosts come and go.
+
+The head stays; what is lost is members. The engine's core is then ended at once, for it would hang; others take the places of
+those that are gone, spares first; and the head goes on over the new members with every answer that it had begun.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import structlog
+import trio
+
+from edgellm.cluster.assemble import Grant, assemble, next_number
+from edgellm.cluster.head import Alarm, Head, Load, Progress, loss_explained
+from edgellm.engine.client import EngineClient
+from edgellm.errors import (
+    DiscoveryError,
+    EdgeError,
+    EngineError,
+    HostLost,
+    LeaseError,
+    NetworkError,
+    PlanError,
+    unwrapped,
+)
+from edgellm.leasing.codec import seal_plan
+from edgellm.leasing.hold import HeldLease, Leases, LeasesRefused
+from edgellm.p2p.network import Network, PeerAddress
+from edgellm.planning.plan import make_plan
+from edgellm.planning.resume import Held, as_held, refilled, spare_for, still_asked
+from edgellm.requester.discover import Lent, Offers
+from edgellm.requester.lease import by_stage, lease_plan, spare_wish, wishes
+from edgellm.types.plan import Candidate, ClusterPlan, PlanRequest, StagePlan
+
+log = structlog.get_logger(__name__)
+
+RETRY_S = 0.5
+AVOID_S = 60.0
+"""How long a host that was lost is not chosen while there are others."""
+LOOK_S = 1.0
+STABLE_S = 10.0
+"""A cluster that breaks sooner than this after it was mended was not mended."""
+SPARE_RETRY_S = 5.0
+"""After this long without a host for a spare, one is looked for again."""
+_MIN_STEP_S = 0.002
+"""Plans are told apart by the millisecond in which they were made."""
+
+OnProgress = Callable[[Progress], None]
+Discover = Callable[[dict[str, Lent]], Awaitable[Offers]]
+"""Who offers the model now; what it is given is lent to us, and counts as free."""
+
+
+@dataclass
+class Cluster:
+    """A cluster that answers, or will again."""
+
+    plan: ClusterPlan
+    stages: StagePlan
+    head: Head
+    recovering: str = ""
+    """Why it does not answer now; empty while it does."""
+    recoveries: int = 0
+    lenders: int = 0
+    """Hosts that lend to it now, spares included."""
+
+    @property
+    def engine(self) -> EngineClient:
+        return self.head.engine
+
+    @property
+    def engine_socket(self) -> Path:
+        return self.head.engine_socket
+
+    @property
+    def api_socket(self) -> Path | None:
+        """Where the engine serves its OpenAI-compatible API over HTTP, if it was asked to and does."""
+        return self.head.api_socket
+
+
+@dataclass(frozen=True, slots=True)
+class _Seats:
+    stages: StagePlan
+    leases: tuple[HeldLease, ...]
+    """Of the stages, in their order."""
+
+
+@dataclass
+class Keeper:
+    """Forms a cluster around a head, and forms it anew whenever that is needed."""
+
+    network: Network
+    head: Head
+    leases: Leases
+    request: PlanRequest
+    load: Load
+    discover: Discover
+    now: Callable[[], float]
+    on_progress: OnProgress
+    patience_s: float
+    """How long others are looked for when a host is lost; 0: not at all."""
+    spares: int = 0
+    """Hosts that stand by."""
+    on_members: Callable[[Sequence[PeerAddress]], None] = lambda members: None
+    """Is told who runs stages now."""
+    _cluster: Cluster | None = None
+    _seats: _Seats | None = None
+    _numbers: dict[HeldLease, int] = field(default_factory=dict)
+    _last_number: int = 0
+    _issued_at: float = 0.0
+    _formed_at: float = -math.inf
+    """When it was last formed anew."""
+    _unstable_since: float = 0.0
+    _avoid: dict[str, float] = field(default_factory=dict)
+    _slow: dict[HeldLease, str] = field(default_factory=dict)
+    _changing: trio.Lock = field(default_factory=trio.Lock)
+    _enlisting: trio.CancelScope = field(default_factory=trio.CancelScope)
+
+    @property
+    def cluster(self) -> Cluster:
+        assert self._cluster is not None, "it is there once `begin` has returned"
+        return self._cluster
+
+    async def begin(self, offers: Offers) -> None:
+        """Leases hosts of `offers` and loads the engine over them. Raises EdgeErrors where that cannot be."""
+        stages, leases = await lease_plan(
+            self.leases,
+            self.request,
+            offers,
+            self.head.alone.cluster,
+            on_refusal=lambda line: self.on_progress(Progress("", "lease", line)),
+        )
+        for stage in stages.stages:
+            self.on_progress(
+                Progress(stage.name, "leased", f"layers {stage.first_layer}-{stage.end_layer - 1}")
+            )
+        seats = _Seats(stages, leases)
+        try:
+            await self._form(seats)
+        except HostLost as error:
+            # There is no answer yet that would be worth waiting for: only those who are there now are asked.
+            await self._recover(error, waits=False)
+
+    async def keep(self) -> None:
+        """Runs until it is cancelled. Raises HostLost where nobody can take the place of a host that was lost."""
+        with unwrapped():
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._keep_spares)
+                while True:
+                    await self._recover(await self._broken())
+
+    # What goes wrong.
+
+    async def _broken(self) -> EdgeError:
+        """Returns why the cluster has to be formed anew, once it has to."""
+        reasons: list[EdgeError] = []
+
+        async def first(wait: Callable[[], Awaitable[EdgeError]]) -> None:
+            reasons.append(await wait())
+            nursery.cancel_scope.cancel()
+
+        async with trio.open_nursery() as nursery:
+            for wait in (self._lost, self._alarmed, self._replaceable):
+                nursery.start_soon(first, wait)
+        return reasons[0]
+
+    async def _lost(self) -> EdgeError:
+        assert self._seats is not None
+        lost = await self.leases.loss(self._seats.leases)
+        assert lost[0].lost is not None
+        return lost[0].lost
+
+    async def _alarmed(self) -> EdgeError:
+        async for alarm in self.head.alarms:
+            lease = self._lease_at(alarm)
+            if alarm.is_lost:
+                if lease is None:
+                    return EngineError(f"the engine lost a member: {alarm.detail}")
+                self.leases.lose(lease, alarm.detail)
+                assert lease.lost is not None
+                return lease.lost
+            if lease is not None:
+                self._slow[lease] = alarm.detail
+                self.on_progress(Progress(lease.wish.name, "slow", alarm.detail))
+        raise AssertionError("a head's alarms end with it")
+
+    def _lease_at(self, alarm: Alarm) -> HeldLease | None:
+        plan = self.cluster.plan
+        member = plan.at(alarm.address) if alarm.address else None
+        return next((lease for lease in self.leases.held if member and lease.lease == member.lease), None)
+
+    async def _replaceable(self) -> EdgeError:
+        """Waits until a member that is to leave, or slow, can be replaced by a spare that has joined."""
+        while True:
+            leaving = self._leaving()
+            assert self._seats is not None
+            joined = [_held(lease) for lease in self._spare_leases() if lease.has_joined]
+            gone = {lease.wish.host.peer for lease in leaving}
+            if leaving and refilled(self._seats.stages, joined, gone=gone) is not None:
+                for lease in leaving:
+                    why = self._slow.pop(lease, "its owner wants it back")
+                    self.leases.lose(lease, why)
+                assert leaving[0].lost is not None
+                return leaving[0].lost
+            with trio.move_on_after(LOOK_S):
+                await self.leases.told()
+
+    def _leaving(self) -> tuple[HeldLease, ...]:
+        """Members that run stages and are draining, or too slow."""
+        seated = self._seats.leases if self._seats is not None else ()
+        return tuple(
+            lease
+            for lease in seated
+            if lease.lost is None and (lease.ends_at is not None or lease in self._slow)
+        )
+
+    def _spare_leases(self) -> tuple[HeldLease, ...]:
+        seated = self._seats.leases if self._seats is not None else ()
+        return tuple(lease for lease in self.leases.held if lease not in seated and lease.ends_at is None)
+
+    # How it is mended.
+
+    async def _recover(self, why: EdgeError, *, waits: bool = True) -> None:
+        cluster = self._cluster
+        now = begun = trio.current_time()
+        if now - self._formed_at > STABLE_S:
+            self._unstable_since = now
+        else:
+            # What breaks as soon as it is mended gets no further patience, and no haste.
+            await trio.sleep(RETRY_S)
+        if cluster is not None:
+            cluster.recovering = str(why)
+        self.on_progress(Progress("", "lost", str(why)))
+        if not self.patience_s or now > self._unstable_since + self.patience_s:
+            raise why
+        self._enlisting.cancel()
+        anew, said = False, ""
+        async with self._changing:
+            while True:
+                try:
+                    await self.head.engine.suspend()
+                    seats = await self._seated_again(anew, with_avoided=waits)
+                    await self._form(seats)
+                    break
+                except (LeaseError, PlanError, DiscoveryError, EngineError, NetworkError) as error:
+                    # Hosts that are still there may hold something that is broken.
+                    anew = isinstance(error, EngineError)
+                    if not waits and not isinstance(error, LeaseError):
+                        raise why from error
+                    if trio.current_time() > self._unstable_since + self.patience_s:
+                        raise _nobody(why, error, self.patience_s) from error
+                    if str(error) != said:
+                        said = str(error)
+                        self.on_progress(Progress("", "waiting", said))
+                    await trio.sleep(RETRY_S)
+        cluster = self.cluster
+        cluster.recovering = ""
+        cluster.recoveries += 1
+        self._formed_at = trio.current_time()
+        seconds = trio.current_time() - begun
+        names = ", ".join(
+            f"{stage.name} {stage.first_layer}-{stage.end_layer - 1}" for stage in seats.stages.stages
+        )
+        self.on_progress(Progress("", "resumed", f"after {seconds:.1f} s: {names}"))
+
+    async def _seated_again(self, anew: bool, with_avoided: bool) -> _Seats:
+        """Who runs which layers from now on; all of them lend. Raises EdgeErrors where there are too few."""
+        before = self._seats
+        assert before is not None
+        for lease in before.leases:
+            if lease.lost is not None:
+                self._avoid[lease.wish.host.peer] = trio.current_time() + AVOID_S
+        held = tuple(lease for lease in self.leases.held if lease.ends_at is None)
+        staying = {lease.wish.host.peer for lease in held}
+        gone = {stage.peer for stage in before.stages.stages if stage.peer not in staying}
+        if not anew:
+            spares = [_held(lease) for lease in self._spare_leases()]
+            if (stages := refilled(before.stages, spares, gone=gone)) is not None:
+                return _Seats(stages, by_stage(stages, held))
+        self.on_progress(Progress("", "discover", self.request.model))
+        lent = {lease.wish.host.peer: Lent(lease.devices, lease.wish.terms.memory_bytes) for lease in held}
+        offers = await self.discover(lent)
+        for candidates in self._choices(offers.candidates, with_avoided):
+            request = still_asked(self.request, candidates)
+            if not anew and (seats := await self._extended(request, before, candidates, offers, held)):
+                return seats
+            try:
+                stages = make_plan(request, candidates)
+            except PlanError:
+                continue
+            # Their cells are of another shape, or broken.
+            await self.leases.release(self.leases.held, "the cluster is made anew")
+            return _Seats(stages, await self._reserved(stages, offers, ()))
+        make_plan(still_asked(self.request, offers.candidates), offers.candidates)
+        raise PlanError(f"no other host can run {self.request.model} now")
+
+    def _choices(
+        self, candidates: tuple[Candidate, ...], with_avoided: bool
+    ) -> tuple[tuple[Candidate, ...], ...]:
+        """First without those that were lost lately, then with them: one that only restarted is better than none."""
+        now = trio.current_time()
+        self._avoid = {peer: until for peer, until in self._avoid.items() if until > now}
+        trusted = tuple(candidate for candidate in candidates if candidate.peer not in self._avoid)
+        if len(trusted) == len(candidates) or not with_avoided:
+            return (trusted,)
+        return (trusted, candidates)
+
+    async def _extended(
+        self,
+        request: PlanRequest,
+        before: _Seats,
+        candidates: tuple[Candidate, ...],
+        offers: Offers,
+        held: Sequence[HeldLease],
+    ) -> _Seats | None:
+        """Seats of which those who lend already keep what they run; None where that is not possible."""
+        narrowed = as_held(candidates, [_held(lease) for lease in held])
+        same_degree = replace(request, tensor_parallel=before.stages.tensor_parallel)
+        try:
+            stages = make_plan(same_degree, narrowed)
+        except PlanError:
+            return None
+        return _Seats(stages, await self._reserved(stages, offers, held))
+
+    async def _reserved(
+        self, stages: StagePlan, offers: Offers, held: Sequence[HeldLease]
+    ) -> tuple[HeldLease, ...]:
+        """The leases of the stages' hosts, of which those `held` are there already. Raises LeasesRefused."""
+        peers = {lease.wish.host.peer for lease in held}
+        wanted = wishes(stages, self.head.alone.cluster, offers, held=peers)
+        try:
+            fresh = await self.leases.reserve(wanted) if wanted else ()
+        except LeasesRefused as error:
+            for denial in error.denials:
+                if denial.code not in ("busy", "memory"):
+                    self._avoid[denial.peer] = trio.current_time() + AVOID_S
+            raise
+        return by_stage(stages, (*held, *fresh))
+
+    async def _form(self, seats: _Seats) -> None:
+        """Puts the plan of these seats in force and loads the engine. Raises HostLost, EngineError or CellError."""
+        self._seats = seats
+        plan = await self._put_in_force(seats)
+        self.on_members([lease.wish.host for lease in seats.leases])
+        with unwrapped():
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._raise_loss, seats)
+                async with loss_explained():
+                    await self.head.load(plan, seats.stages, self.load, self.on_progress)
+                nursery.cancel_scope.cancel()
+        # What the engine noticed of members that are gone.
+        with contextlib.suppress(trio.WouldBlock):
+            while True:
+                self.head.alarms.receive_nowait()
+        if self._cluster is None:
+            self._cluster = Cluster(plan, seats.stages, self.head)
+        self._cluster.plan, self._cluster.stages = plan, seats.stages
+        self._cluster.lenders = len(self.leases.held)
+
+    async def _raise_loss(self, seats: _Seats) -> None:
+        lost = await self.leases.loss(seats.leases)
+        assert lost[0].lost is not None
+        raise lost[0].lost
+
+    async def _put_in_force(self, seats: _Seats) -> ClusterPlan:
+        """Tells all members, the head first, who they are now. Hosts that are no longer in it are let go."""
+        seated = set(seats.leases)
+        spares = tuple(lease for lease in self.leases.held if lease not in seated and lease.ends_at is None)
+        unused = spares[self.spares + len(self._leaving()) :]
+        leaving = tuple(lease for lease in self.leases.held if lease not in seated and lease not in spares)
+        await self.leases.release((*unused, *leaving), "the cluster goes on without it")
+        self._issued_at = max(self._issued_at + _MIN_STEP_S, self.now())
+        plan = assemble(
+            self.head.alone,
+            seats.stages,
+            [self._grant(lease) for lease in seats.leases],
+            issued_at=self._issued_at,
+            spares=[self._grant(lease) for lease in spares if lease not in unused],
+        )
+        await self.head.admit(plan)
+        await self.leases.commit(seal_plan(plan, self.network.identity))
+        return plan
+
+    def _grant(self, lease: HeldLease) -> Grant:
+        self._numbers = {known: number for known, number in self._numbers.items() if known.lost is None}
+        if lease not in self._numbers:
+            self._last_number = next_number(self._last_number, tuple(self._numbers.values()))
+            self._numbers[lease] = self._last_number
+        return Grant(
+            peer=lease.wish.host.peer,
+            lease=lease.lease,
+            devices=lease.devices,
+            memory_bytes=lease.wish.terms.memory_bytes,
+            certificate=lease.certificate,
+            endpoints=lease.endpoints,
+            addresses=lease.wish.host.addresses,
+            number=self._numbers[lease],
+        )
+
+    # Who stands by.
+
+    async def _keep_spares(self) -> None:
+        """Has as many spares as are wanted, and one for each member that is to leave."""
+        look_at = -math.inf
+        while True:
+            cluster = self._cluster
+            missing = self.spares + len(self._leaving()) - len(self._spare_leases())
+            is_due = missing > 0 and trio.current_time() >= look_at
+            if is_due and cluster is not None and not cluster.recovering:
+                with trio.CancelScope() as self._enlisting:
+                    try:
+                        async with self._changing:
+                            if await self._enlist():
+                                continue
+                    except (LeaseError, PlanError, DiscoveryError, NetworkError) as error:
+                        log.info("no spare could be had", error=str(error))
+                    look_at = trio.current_time() + SPARE_RETRY_S
+            with trio.move_on_after(LOOK_S):
+                await self.leases.told()
+
+    async def _enlist(self) -> bool:
+        """One more spare; whether there was one to be had."""
+        seats = self._seats
+        assert seats is not None
+        offers = await self.discover({})
+        taken = {lease.wish.host.peer for lease in self.leases.held} | set(self._avoid)
+        candidates = offers.candidates
+        if self.request.peers:
+            asked = still_asked(self.request, candidates).peers
+            candidates = tuple(
+                candidate
+                for candidate in candidates
+                if any(candidate.name == name or candidate.peer.startswith(name) for name in asked)
+            )
+        spare = spare_for(seats.stages, candidates, taken=taken)
+        if spare is None:
+            return False
+        wish = spare_wish(spare, seats.stages, self.head.alone.cluster, offers.hosts[spare.peer])
+        fresh = await self.leases.reserve([wish])
+        try:
+            self.cluster.plan = await self._put_in_force(seats)
+        except BaseException:
+            # A host that has not heard of a plan yet cannot be given a stage.
+            await self.leases.release(fresh, "the requester needs it otherwise")
+            raise
+        self.cluster.lenders = len(self.leases.held)
+        self.on_progress(Progress(spare.name, "spare", "stands by"))
+        return True
+
+
+def _held(lease: HeldLease) -> Held:
+    wish = lease.wish
+    return Held(wish.host.peer, wish.name, lease.devices, wish.terms.memory_bytes)
+
+
+def _nobody(why: EdgeError, last: EdgeError, patience_s: float) -> HostLost:
+    return HostLost(
+        f"{why}; nobody could take its place within {patience_s:g} s: {last}",
+        remedy="ask again when more hosts are there, or let it wait longer with --patience",
+    )
