@@ -5,7 +5,9 @@ environment and which files one member of a cluster needs; the command, inside t
 
 Every member's command prints events, one JSON object a line, on stdout, and everything else on stderr:
 `{"event": "phase", "name": ..., "detail": ...}`, then `{"event": "serving"}` (head: gRPC answers on
-`socket_path`) or `{"event": "joined"}` (worker), or `{"event": "failed", "detail": ...}` before it exits non-zero.
+`socket_path`) or `{"event": "joined"}` (worker), or `{"event": "failed", "detail": ...}` before it exits non-zero. A head that
+notices by itself that a member is lost prints `{"event": "lost", "detail": ..., "address": ...}` (the address is "" where it is
+not known) and is then suspended; of one that became far slower than it was, `{"event": "slow", "detail": ..., "address": ...}`.
 """
 
 from __future__ import annotations
@@ -63,6 +65,8 @@ class MemberSpec:
     """The model's directory in the cell. The head's holds configuration and tokenizer only."""
     stage_index: int = -1
     """Pipeline stage of a worker, from 0; -1 for the head."""
+    standby: bool = False
+    """Workers: keep ready what the next rank of each device needs, so that a survivor is quick to be of the next cluster."""
     kv: KvSharing | None = None
     """Set for all members of a cluster that shares its KV cache, and for none of another. A backend may find that it cannot."""
 

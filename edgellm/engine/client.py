@@ -53,7 +53,7 @@ class EngineClient:
     async def load(
         self, request: backend_pb2.LoadRequest, on_phase: Callable[[str, str], None], *, timeout_s: float
     ) -> backend_pb2.Loaded:
-        """Brings the engine up; tells each phase as it begins. Raises EngineError."""
+        """Brings the engine up, or a suspended one over other members; tells each phase as it begins. Raises EngineError."""
         call = self._stub.Load(request, timeout=timeout_s, wait_for_ready=True)
         async with aclosing(self._events(cast("_Call[backend_pb2.LoadEvent]", call))) as events:
             async for event in events:
@@ -61,6 +61,17 @@ class EngineClient:
                     return event.loaded
                 on_phase(event.phase.name, event.phase.detail)
         raise EngineError("the engine ended its start without saying that it is ready")
+
+    async def suspend(self, *, timeout_s: float = CALL_TIMEOUT_S) -> int:
+        """Ends what runs on the members, at once; requests wait for the next `load`. Returns how many. Raises EngineError."""
+        ask = functools.partial(
+            self._stub.Suspend, backend_pb2.SuspendRequest(), timeout=timeout_s, wait_for_ready=True
+        )
+        try:
+            reply = await self._in_thread(ask)
+        except grpc.RpcError as error:
+            raise _translated(error) from error
+        return cast(backend_pb2.SuspendReply, reply).waiting_requests
 
     async def generate(self, question: Question, request_id: str) -> AsyncGenerator[Piece, None]:
         """The answer, piece by piece. Closing the iterator aborts the request in the engine.

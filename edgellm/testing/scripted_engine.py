@@ -38,6 +38,7 @@ class Script:
     most_running: int = 0
     requests: list[backend_pb2.GenerateRequest] = field(default_factory=list)
     loads: list[backend_pb2.LoadRequest] = field(default_factory=list)
+    suspends: int = 0
 
 
 class ScriptedEngine(backend_pb2_grpc.BackendServicer):
@@ -47,10 +48,15 @@ class ScriptedEngine(backend_pb2_grpc.BackendServicer):
         self._script = script
         self._lock = threading.Lock()
         self._loaded = False
+        self._going = threading.Event()
+        """Not set while the engine is suspended."""
+        self._going.set()
 
     def Load(
         self, request: backend_pb2.LoadRequest, context: grpc.ServicerContext
     ) -> Iterator[backend_pb2.LoadEvent]:
+        if self._loaded and self._going.is_set():
+            context.abort(grpc.StatusCode.FAILED_PRECONDITION, "an engine is loaded already: Unload first")
         yield backend_pb2.LoadEvent(phase=backend_pb2.Phase(name="import", detail="scripted"))
         self._script.loads.append(request)
         time.sleep(self._script.load_s)
@@ -68,6 +74,7 @@ class ScriptedEngine(backend_pb2_grpc.BackendServicer):
             )
         ]
         self._loaded = True
+        self._going.set()
         # Nothing is served over HTTP; but who is told so can be tested with it.
         loaded = backend_pb2.Loaded(ranks=ranks, kv_cache_tokens=1024, serves_api=request.serve_api)
         yield backend_pb2.LoadEvent(loaded=loaded)
@@ -95,6 +102,8 @@ class ScriptedEngine(backend_pb2_grpc.BackendServicer):
                     self._script.aborted.append(request.request_id)
                     return
                 time.sleep(self._script.token_s)
+                while not self._going.wait(0.01) and context.is_active():
+                    pass
                 last = index + 1 == request.sampling.max_tokens
                 yield backend_pb2.GenerateEvent(
                     token_ids=[index],
@@ -116,12 +125,23 @@ class ScriptedEngine(backend_pb2_grpc.BackendServicer):
         self, request: backend_pb2.HealthRequest, context: grpc.ServicerContext
     ) -> backend_pb2.HealthReply:
         state = backend_pb2.HealthReply.READY if self._loaded else backend_pb2.HealthReply.IDLE
+        if not self._going.is_set():
+            state = backend_pb2.HealthReply.SUSPENDED
         return backend_pb2.HealthReply(state=state, running_requests=self._script.running)
+
+    def Suspend(
+        self, request: backend_pb2.SuspendRequest, context: grpc.ServicerContext
+    ) -> backend_pb2.SuspendReply:
+        self._script.suspends += 1
+        if self._loaded:
+            self._going.clear()
+        return backend_pb2.SuspendReply(waiting_requests=self._script.running)
 
     def Unload(
         self, request: backend_pb2.UnloadRequest, context: grpc.ServicerContext
     ) -> backend_pb2.UnloadReply:
         self._loaded = False
+        self._going.set()
         return backend_pb2.UnloadReply()
 
 

@@ -188,11 +188,13 @@ class HealthReply(_message.Message):
         LOADING: _ClassVar[HealthReply.State]
         READY: _ClassVar[HealthReply.State]
         FAILED: _ClassVar[HealthReply.State]
+        SUSPENDED: _ClassVar[HealthReply.State]
     STARTING: HealthReply.State
     IDLE: HealthReply.State
     LOADING: HealthReply.State
     READY: HealthReply.State
     FAILED: HealthReply.State
+    SUSPENDED: HealthReply.State
     STATE_FIELD_NUMBER: _ClassVar[int]
     DETAIL_FIELD_NUMBER: _ClassVar[int]
     RUNNING_REQUESTS_FIELD_NUMBER: _ClassVar[int]
@@ -208,3 +210,13 @@ class UnloadRequest(_message.Message):
 class UnloadReply(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
+
+class SuspendRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class SuspendReply(_message.Message):
+    __slots__ = ("waiting_requests",)
+    WAITING_REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    waiting_requests: int
+    def __init__(self, waiting_requests: _Optional[int] = ...) -> None: ...

@@ -54,6 +54,11 @@ class BackendStub(object):
                 request_serializer=edgellm_dot_wire_dot_backend__pb2.HealthRequest.SerializeToString,
                 response_deserializer=edgellm_dot_wire_dot_backend__pb2.HealthReply.FromString,
                 _registered_method=True)
+        self.Suspend = channel.unary_unary(
+                '/edgellm.backend.v1.Backend/Suspend',
+                request_serializer=edgellm_dot_wire_dot_backend__pb2.SuspendRequest.SerializeToString,
+                response_deserializer=edgellm_dot_wire_dot_backend__pb2.SuspendReply.FromString,
+                _registered_method=True)
         self.Unload = channel.unary_unary(
                 '/edgellm.backend.v1.Backend/Unload',
                 request_serializer=edgellm_dot_wire_dot_backend__pb2.UnloadRequest.SerializeToString,
@@ -66,7 +71,9 @@ class BackendServicer(object):
 
     def Load(self, request, context):
         """Brings the engine up over the cluster. Streams what it is doing; the last event is `loaded` or the call fails.
-        Calling it again on a loaded engine fails with FAILED_PRECONDITION.
+        Calling it again on a loaded engine fails with FAILED_PRECONDITION, unless it is suspended: then the same model is brought up
+        over other members of the same cluster (other stages, other degrees of parallelism), as often as it takes, and requests that
+        wait go on where they were. `max_model_len` may then not be less than what the engine has.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -88,6 +95,14 @@ class BackendServicer(object):
 
     def Health(self, request, context):
         """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Suspend(self, request, context):
+        """Members are gone: ends what runs on the others at once, also a bring-up. Requests, old and new, wait for the next Load, and can
+        be aborted meanwhile. An engine that notices by itself that it lost a member suspends itself. Suspended twice is suspended.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -121,6 +136,11 @@ def add_BackendServicer_to_server(servicer, server):
                     servicer.Health,
                     request_deserializer=edgellm_dot_wire_dot_backend__pb2.HealthRequest.FromString,
                     response_serializer=edgellm_dot_wire_dot_backend__pb2.HealthReply.SerializeToString,
+            ),
+            'Suspend': grpc.unary_unary_rpc_method_handler(
+                    servicer.Suspend,
+                    request_deserializer=edgellm_dot_wire_dot_backend__pb2.SuspendRequest.FromString,
+                    response_serializer=edgellm_dot_wire_dot_backend__pb2.SuspendReply.SerializeToString,
             ),
             'Unload': grpc.unary_unary_rpc_method_handler(
                     servicer.Unload,
@@ -236,6 +256,33 @@ class Backend(object):
             '/edgellm.backend.v1.Backend/Health',
             edgellm_dot_wire_dot_backend__pb2.HealthRequest.SerializeToString,
             edgellm_dot_wire_dot_backend__pb2.HealthReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Suspend(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/edgellm.backend.v1.Backend/Suspend',
+            edgellm_dot_wire_dot_backend__pb2.SuspendRequest.SerializeToString,
+            edgellm_dot_wire_dot_backend__pb2.SuspendReply.FromString,
             options,
             channel_credentials,
             insecure,
