@@ -44,6 +44,7 @@ class PlacedRayExecutor(RayExecutorV2):
     """Waits for the members, reserves a device of the planned member for each rank, and tells how bring-up goes."""
 
     def _init_executor(self) -> None:
+        self._addresses: list[str] = self.vllm_config.additional_config[_CONFIG_KEY]["addresses"]
         self._constrained = Constrained()
         self._transfers = Transfers()
         self._ledger = Ledger()
@@ -56,7 +57,7 @@ class PlacedRayExecutor(RayExecutorV2):
         go_on_after_results()
         counting_core()
         try:
-            self._reserve(self.vllm_config.additional_config[_CONFIG_KEY]["addresses"])
+            self._reserve(self._addresses)
             tell("phase", "workers", "start the ranks and load their layers")
             super()._init_executor()
         except Exception as error:
@@ -134,8 +135,18 @@ class PlacedRayExecutor(RayExecutorV2):
     def shutdown(self) -> None:
         """As the base class, which also calls it, with `is_failed` set, when a rank's process has died."""
         if getattr(self, "is_failed", False):
-            tell("rank_died", "rank", "a rank's process died")
+            tell("lost", self._dead_member(), "a rank's process died")
         super().shutdown()
+
+    def _dead_member(self) -> str:
+        """The address of one whose process has ended; "" if it cannot be told."""
+        refs = {handle.run_ref: handle.rank for handle in self.ray_worker_handles}
+        try:
+            ended, _ = ray.wait(list(refs), num_returns=1, timeout=0)
+            return self._addresses[refs[ended[0]]] if ended else ""
+        except Exception:  # noqa: BLE001
+            # Whatever Ray says of its dead: that one is gone matters more than which.
+            return ""
 
     def _build_runtime_env(self) -> dict[str, Any]:
         # Members set in their whole environment what vLLM would set here, so that actors fit the workers that Ray has
