@@ -66,7 +66,7 @@ class MemberSpec:
     stage_index: int = -1
     """Pipeline stage of a worker, from 0; -1 for the head."""
     standby: bool = False
-    """Workers: keep ready what the next rank of each device needs, so that a survivor of a lost cluster is soon in the next."""
+    """Workers: keep ready what the next rank of each device needs, so that a survivor is quick to be of the next cluster."""
     kv: KvSharing | None = None
     """Set for all members of a cluster that shares its KV cache, and for none of another. A backend may find that it cannot."""
 

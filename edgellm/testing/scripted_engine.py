@@ -27,7 +27,6 @@ class Script:
     token_s: float = 0.0
     max_model_len: int = 64
     fail_load: str = ""
-    suspensions: int = 0
     misplace: bool = False
     """Report layers elsewhere than asked."""
     asked: list[int] = field(default_factory=list)
@@ -39,6 +38,7 @@ class Script:
     most_running: int = 0
     requests: list[backend_pb2.GenerateRequest] = field(default_factory=list)
     loads: list[backend_pb2.LoadRequest] = field(default_factory=list)
+    suspends: int = 0
 
 
 class ScriptedEngine(backend_pb2_grpc.BackendServicer):
@@ -47,11 +47,16 @@ class ScriptedEngine(backend_pb2_grpc.BackendServicer):
     def __init__(self, script: Script) -> None:
         self._script = script
         self._lock = threading.Lock()
-        self._loaded = threading.Event()
+        self._loaded = False
+        self._going = threading.Event()
+        """Not set while the engine is suspended."""
+        self._going.set()
 
     def Load(
         self, request: backend_pb2.LoadRequest, context: grpc.ServicerContext
     ) -> Iterator[backend_pb2.LoadEvent]:
+        if self._loaded and self._going.is_set():
+            context.abort(grpc.StatusCode.FAILED_PRECONDITION, "an engine is loaded already: Unload first")
         yield backend_pb2.LoadEvent(phase=backend_pb2.Phase(name="import", detail="scripted"))
         self._script.loads.append(request)
         time.sleep(self._script.load_s)
@@ -68,17 +73,11 @@ class ScriptedEngine(backend_pb2_grpc.BackendServicer):
                 stage for stage in request.stages for _ in range(request.tensor_parallel)
             )
         ]
-        self._loaded.set()
+        self._loaded = True
+        self._going.set()
         # Nothing is served over HTTP; but who is told so can be tested with it.
         loaded = backend_pb2.Loaded(ranks=ranks, kv_cache_tokens=1024, serves_api=request.serve_api)
         yield backend_pb2.LoadEvent(loaded=loaded)
-
-    def Suspend(
-        self, request: backend_pb2.SuspendRequest, context: grpc.ServicerContext
-    ) -> backend_pb2.SuspendReply:
-        self._script.suspensions += 1
-        self._loaded.clear()
-        return backend_pb2.SuspendReply(waiting_requests=self._script.running)
 
     def Generate(
         self, request: backend_pb2.GenerateRequest, context: grpc.ServicerContext
@@ -103,8 +102,7 @@ class ScriptedEngine(backend_pb2_grpc.BackendServicer):
                     self._script.aborted.append(request.request_id)
                     return
                 time.sleep(self._script.token_s)
-                # Suspended: the answer goes on where it is, after the next Load.
-                while not self._loaded.wait(0.01) and context.is_active():
+                while not self._going.wait(0.01) and context.is_active():
                     pass
                 last = index + 1 == request.sampling.max_tokens
                 yield backend_pb2.GenerateEvent(
@@ -126,13 +124,24 @@ class ScriptedEngine(backend_pb2_grpc.BackendServicer):
     def Health(
         self, request: backend_pb2.HealthRequest, context: grpc.ServicerContext
     ) -> backend_pb2.HealthReply:
-        state = backend_pb2.HealthReply.READY if self._loaded.is_set() else backend_pb2.HealthReply.IDLE
+        state = backend_pb2.HealthReply.READY if self._loaded else backend_pb2.HealthReply.IDLE
+        if not self._going.is_set():
+            state = backend_pb2.HealthReply.SUSPENDED
         return backend_pb2.HealthReply(state=state, running_requests=self._script.running)
+
+    def Suspend(
+        self, request: backend_pb2.SuspendRequest, context: grpc.ServicerContext
+    ) -> backend_pb2.SuspendReply:
+        self._script.suspends += 1
+        if self._loaded:
+            self._going.clear()
+        return backend_pb2.SuspendReply(waiting_requests=self._script.running)
 
     def Unload(
         self, request: backend_pb2.UnloadRequest, context: grpc.ServicerContext
     ) -> backend_pb2.UnloadReply:
-        self._loaded.clear()
+        self._loaded = False
+        self._going.set()
         return backend_pb2.UnloadReply()
 
 

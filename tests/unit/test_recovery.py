@@ -88,7 +88,7 @@ async def test_an_answer_goes_on_when_a_host_is_lost(fault: str, tmp_path: Path)
         assert it.phases("lost", "resumed") == ["lost", "resumed"]
         names = {name for name, _, _ in it.told.stages}
         assert names == {"alice", "bob", "carol"} - set(lost)
-        assert it.script.suspensions == 1
+        assert it.script.suspends == 1
 
 
 async def test_a_host_that_survives_keeps_its_cell(tmp_path: Path) -> None:
@@ -147,7 +147,7 @@ async def test_a_spare_that_is_lost_interrupts_nothing_and_is_replaced(tmp_path:
         it.hub.kill(cluster.cluster.plan.spares[0].peer)
         await until(lambda: it.phases("spare") == ["spare"] * 2)
         assert not it.phases("lost", "resumed")
-        assert it.script.suspensions == 0
+        assert it.script.suspends == 0
 
 
 async def test_a_host_that_drains_is_left_before_it_goes(tmp_path: Path) -> None:

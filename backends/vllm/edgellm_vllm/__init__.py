@@ -11,6 +11,7 @@ In the cell, as those commands:
   `paced_outputs` (fast tokens share messages of gRPC, and events of the API).
 * `member`: a host's process: waits for the head and joins it as a Ray node.
 * `ray_node`: both roles' `ray start` child. `events`: what both print.
+* `resumable_core`, `token_log`: engine cores come and go, requests go on. `configuration`: vLLM's, for a plan.
 * `progress`: from the forked engine core back to the head. `imports`, `models`: what makes imports fewer and faster.
 * `measure`: what this machine's devices can do, for its advert.
 
@@ -19,6 +20,8 @@ Inside vLLM's own processes:
 * `executor`: Ray executor that puts rank r where the plan says. `placement`: what each rank reports about itself.
 * `preload`: what Ray's worker process does before it has work. `gloo`: fewer threads for its process groups.
 * `steps`: fewer messages and no pause between the engine core's steps.
+* `resumed_requests`: a request that comes with tokens of its answer, in the core and in its ranks.
+* `pulse`, `watch`: which rank is silent, gone or slow.
 * `stage_messages`: tensors between pipeline stages in one crossing of the network.
 * `platform`, `worker`, `communicator`: what vLLM's CPU backend lacks to run over Ray; unused with CUDA.
 * `cuda_head`: vLLM's CUDA platform for a head that has no GPU.

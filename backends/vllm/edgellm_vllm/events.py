@@ -28,6 +28,14 @@ class EventStream:
         """Worker: this machine is a node of the head's cluster."""
         self._write("joined")
 
+    def lost(self, detail: str, address: str) -> None:
+        """Head: the engine noticed by itself that a member is gone ("": not known which), and is suspended."""
+        self._write("lost", detail=detail, address=address)
+
+    def slow(self, detail: str, address: str) -> None:
+        """Head: this member became far slower than it was."""
+        self._write("slow", detail=detail, address=address)
+
     def failed(self, detail: str) -> None:
         """The member cannot go on and exits."""
         self._write("failed", detail=detail)

@@ -5,6 +5,7 @@ Steps reach the ranks as `edgellm_vllm.steps` has them.
 
 from __future__ import annotations
 
+import functools
 import os
 import time
 from concurrent.futures import Future
@@ -18,10 +19,12 @@ from vllm.v1.executor.ray_executor_v2 import RayExecutorV2
 from vllm.v1.outputs import EMPTY_MODEL_RUNNER_OUTPUT
 
 from edgellm_vllm.progress import tell, tell_spent
+from edgellm_vllm.pulse import Watch
 from edgellm_vllm.request_counts import counting_core
 from edgellm_vllm.spent import Ledger
 from edgellm_vllm.stage_clock import stamped
 from edgellm_vllm.steps import Constrained, Transfers, go_on_after_results, says_nothing
+from edgellm_vllm.watch import SlowStages
 
 if TYPE_CHECKING:
     from vllm.v1.core.sched.output import SchedulerOutput
@@ -44,11 +47,15 @@ class PlacedRayExecutor(RayExecutorV2):
     """Waits for the members, reserves a device of the planned member for each rank, and tells how bring-up goes."""
 
     def _init_executor(self) -> None:
+        self._addresses: list[str] = self.vllm_config.additional_config[_CONFIG_KEY]["addresses"]
         self._constrained = Constrained()
         self._transfers = Transfers()
         self._ledger = Ledger()
         self._told_at = 0.0
         """When the ranks last got a step."""
+        self._watch: Watch | None = None
+        self._slow = SlowStages()
+        self._stages: int = self.vllm_config.parallel_config.pipeline_parallel_size
         self._step: Any = None
         """The result of the step that is under way, when it was sent as a whole and not sampled from yet."""
         # The cache that these need in each rank is filled by another way than ours.
@@ -56,7 +63,7 @@ class PlacedRayExecutor(RayExecutorV2):
         go_on_after_results()
         counting_core()
         try:
-            self._reserve(self.vllm_config.additional_config[_CONFIG_KEY]["addresses"])
+            self._reserve(self._addresses)
             tell("phase", "workers", "start the ranks and load their layers")
             super()._init_executor()
         except Exception as error:
@@ -66,7 +73,13 @@ class PlacedRayExecutor(RayExecutorV2):
     def initialize_from_config(self, *args: Any, **kwargs: Any) -> Any:
         """As the base class; the last step of bring-up."""
         tell("phase", "kv cache")
-        return super().initialize_from_config(*args, **kwargs)
+        result = super().initialize_from_config(*args, **kwargs)
+        self._watch = Watch(
+            self.collective_rpc("edgellm_pulse"),
+            lambda rank, why: tell("lost", "" if rank is None else self._addresses[rank], why),
+            tells_work=current_platform.is_cpu(),
+        )
+        return result
 
     def init_kv_output_aggregator(self, connector: Any) -> None:
         """As the base class; what it puts together is noted."""
@@ -110,7 +123,7 @@ class PlacedRayExecutor(RayExecutorV2):
         )
         if not scheduler_output.total_num_scheduled_tokens:
             return step
-        step.add_done_callback(self._note)
+        step.add_done_callback(functools.partial(self._note, scheduler_output.total_num_scheduled_tokens))
         self._step = step
         return _done(None)
 
@@ -123,19 +136,45 @@ class PlacedRayExecutor(RayExecutorV2):
             raise RuntimeError("a step with a grammar was sampled from without it")
         return step if non_block else step.result()
 
-    def _note(self, step: Future[Any]) -> None:
+    def collective_rpc(self, *args: Any, **kwargs: Any) -> Any:
+        """As the base class. What is not waited for at once is a step, and watched."""
+        watch = self._watch if kwargs.get("non_block") else None
+        if watch is None:
+            return super().collective_rpc(*args, **kwargs)
+        watch.steps.begun(time.monotonic())
+        step = super().collective_rpc(*args, **kwargs)
+        step.add_done_callback(lambda _: watch.steps.done(time.monotonic()))
+        return step
+
+    def _note(self, tokens: int, step: Future[Any]) -> None:
         if step.exception() is None:
             output = step.result()
             pairs = zip(output.req_ids, output.sampled_token_ids, strict=False)
-            self._ledger.step(
-                output.req_ids, stamped(output), {request for request, tokens in pairs if tokens}
-            )
+            stage_s = stamped(output)
+            self._ledger.step(output.req_ids, stage_s, {request for request, made in pairs if made})
+            for stage, times in self._slow.note(tokens, stage_s, time.monotonic()).items():
+                # Where only the last stage is known, its time is the only one.
+                index = stage if len(stage_s) == self._stages else self._stages - 1
+                address = self._addresses[index * len(self._addresses) // self._stages]
+                tell("slow", address, f"its stage takes {times:.0f} times as long as it did")
 
     def shutdown(self) -> None:
         """As the base class, which also calls it, with `is_failed` set, when a rank's process has died."""
+        if (watch := getattr(self, "_watch", None)) is not None:
+            watch.stop()
         if getattr(self, "is_failed", False):
-            tell("rank_died", "rank", "a rank's process died")
+            tell("lost", self._dead_member(), "a rank's process died")
         super().shutdown()
+
+    def _dead_member(self) -> str:
+        """The address of one whose process has ended; "" if it cannot be told."""
+        refs = {handle.run_ref: handle.rank for handle in self.ray_worker_handles}
+        try:
+            ended, _ = ray.wait(list(refs), num_returns=1, timeout=0)
+            return self._addresses[refs[ended[0]]] if ended else ""
+        except Exception:  # noqa: BLE001
+            # Whatever Ray says of its dead: that one is gone matters more than which.
+            return ""
 
     def _build_runtime_env(self) -> dict[str, Any]:
         # Members set in their whole environment what vLLM would set here, so that actors fit the workers that Ray has

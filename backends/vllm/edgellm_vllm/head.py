@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import multiprocessing
 import os
 import signal
+import stat
+import sys
 from pathlib import Path
 from typing import NoReturn
 
@@ -37,7 +40,7 @@ async def _serve(address: str, port: int, socket_path: str, events: EventStream)
         server = grpc.aio.server()
         with ProgressListener() as progress:
             api_socket = Path(socket_path).with_name(API_SOCKET)
-            service = BackendService(asyncio.to_thread(import_vllm), progress, api_socket)
+            service = BackendService(asyncio.to_thread(import_vllm), progress, api_socket, events)
             backend_pb2_grpc.add_BackendServicer_to_server(service, server)  # type: ignore[no-untyped-call]
             server.add_insecure_port(f"unix:{socket_path}")
             await server.start()
@@ -50,15 +53,23 @@ async def _serve(address: str, port: int, socket_path: str, events: EventStream)
                 await server.stop(grace=None)
 
 
-def _forget_signals() -> None:
-    """In a forked engine core: its signals must not arrive in the head's event loop, whose socket it shares."""
+def _let_go() -> None:
+    """In a forked engine core: nothing of the head's connections is its affair."""
+    # Its signals must not arrive in the head's event loop, whose socket it shares.
     signal.set_wakeup_fd(-1)
+    # A client that the head has done with would not hear of it while a copy of the connection is open here. What is written to
+    # these numbers goes nowhere; closed, they would become others' while objects of the head still hold them.
+    nothing = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    for number in [int(entry.name) for entry in Path("/proc/self/fd").iterdir()]:
+        with contextlib.suppress(OSError):
+            if number > sys.stderr.fileno() and stat.S_ISSOCK(os.fstat(number).st_mode):
+                os.dup2(nothing, number, inheritable=False)
 
 
 async def _run(options: argparse.Namespace, events: EventStream) -> NoReturn:
     port = int(options.head.rpartition(":")[2])
     task = asyncio.create_task(_serve(options.address, port, options.socket, events))
-    os.register_at_fork(after_in_child=_forget_signals)
+    os.register_at_fork(after_in_child=_let_go)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, task.cancel)

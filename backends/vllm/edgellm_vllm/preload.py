@@ -16,12 +16,14 @@ def _import_rank_modules() -> None:
     from edgellm_vllm.gloo import share_one_device
     from edgellm_vllm.kv.settings import may_share
     from edgellm_vllm.models import import_model_class
+    from edgellm_vllm.resumed_requests import resume_in_rank
 
     share_one_device()
     if current_platform.is_cpu():
         import edgellm_vllm.worker
     else:
         import vllm.v1.worker.gpu_worker  # noqa: F401
+    resume_in_rank()
     resolve_obj_by_qualname(current_platform.get_device_communicator_cls())
     if may_share(os.environ):
         import edgellm_vllm.kv.connector  # noqa: F401

@@ -1,4 +1,4 @@
-"""From the engine core's process to the head's: what bring-up does now, why it failed, that a rank died.
+"""From the engine core's process to the head's: what bring-up does now, why it failed, that a member is lost or slow.
 
 vLLM tells its caller none of these: bring-up is one blocking call, and after a rank's death requests just hang. And what an
 answer cost each stage.
@@ -20,8 +20,10 @@ from edgellm_vllm.spent import Spent
 
 _PATH = "EDGELLM_VLLM_PROGRESS"
 
-Kind = Literal["phase", "failed", "rank_died", "spent"]
-"""The detail of a "spent", as JSON: for each request that has ended its name, seconds of each stage for the prompt and for the
+Kind = Literal["phase", "failed", "lost", "slow", "spent"]
+"""The name of a "lost" or a "slow" is the member's address, "" where it is not known.
+
+The detail of a "spent", as JSON: for each request that has ended its name, seconds of each stage for the prompt and for the
 answer, and whether that is all of it."""
 _TELL_S = 5.0
 _AT_ONCE = 100
@@ -31,7 +33,7 @@ _MAX_BYTES = 1 << 17
 def tell(kind: Kind, name: str, detail: str = "") -> None:
     """In the engine core. Does nothing where nobody listens: progress must not be what breaks a start."""
     # The kernel keeps ten messages for a listener that is busy; without the word of a rank's death requests would hang.
-    _send([kind, name, detail[:4000]], timeout_s=_TELL_S if kind in ("failed", "rank_died") else 0.0)
+    _send([kind, name, detail[:4000]], timeout_s=_TELL_S if kind in ("failed", "lost") else 0.0)
 
 
 def tell_spent(ended: Sequence[tuple[str, Spent]]) -> None:

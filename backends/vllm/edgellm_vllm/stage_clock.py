@@ -16,14 +16,28 @@ class StageClock:
     def __init__(self) -> None:
         self._before: tuple[float, ...] = ()
         self._began = time.perf_counter()
+        self.works = False
+        """Whether it is computing, and neither waits for another rank nor has nothing to do."""
 
     def begin(self) -> None:
         """A step has come."""
         self.received(())
 
+    def goes_on(self) -> None:
+        """With a step that has come in parts."""
+        self.works = True
+
+    def end(self) -> None:
+        """It is done."""
+        self.works = False
+
+    def waits(self) -> None:
+        """For the input."""
+        self.works = False
+
     def received(self, before_s: tuple[float, ...]) -> None:
         """The input is there, for which earlier stages computed `before_s`."""
-        self._before, self._began = before_s, time.perf_counter()
+        self._before, self._began, self.works = before_s, time.perf_counter(), True
 
     def spent_s(self) -> tuple[float, ...]:
         """Computing time of each stage up to this one, in pipeline order."""

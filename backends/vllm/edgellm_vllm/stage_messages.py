@@ -78,6 +78,7 @@ class StageMessages:
 
     def receive(self, source: int) -> dict[str, torch.Tensor]:
         """The next tensors from there, in the order they were sent. Raises OSError when the other rank is gone."""
+        CLOCK.waits()
         while source not in self._incoming:
             self._accept()
         incoming = self._incoming[source]

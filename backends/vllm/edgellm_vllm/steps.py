@@ -105,8 +105,11 @@ class WholeSteps:
         """Runs the model and samples; the step's result, as vLLM's `sample_tokens` returns it."""
         worker: Any = self
         CLOCK.begin()
-        output = worker.execute_model(step)
-        if output is None:
-            output = worker.sample_tokens(None)
-        stamp(output, CLOCK.spent_s())
-        return output
+        try:
+            output = worker.execute_model(step)
+            if output is None:
+                output = worker.sample_tokens(None)
+            stamp(output, CLOCK.spent_s())
+            return output
+        finally:
+            CLOCK.end()

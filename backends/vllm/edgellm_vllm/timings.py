@@ -150,9 +150,10 @@ class Timing:
 class Timings:
     """Of the last requests to one engine."""
 
-    def __init__(self, figures: Figures, addresses: Sequence[str]) -> None:
+    def __init__(self, figures: Figures, addresses: Sequence[str] = ()) -> None:
         self._figures = figures
-        self._addresses = tuple(addresses)
+        self.addresses = tuple(addresses)
+        """Of the stages' members, in pipeline order."""
         self._kept: OrderedDict[str, Timing] = OrderedDict()
         self._of_engine: OrderedDict[str, Timing] = OrderedDict()
 
@@ -165,7 +166,13 @@ class Timings:
     def report(self, request_id: str) -> dict[str, Any] | None:
         """See `Timing.report`; None for one that is not known, or not any more."""
         timing = self._kept.get(request_id)
-        return timing.report(self._addresses) if timing else None
+        return timing.report(self.addresses) if timing else None
+
+    def interrupted(self) -> None:
+        """An engine core is gone, and with it what it knew of the stages' times for requests that are under way."""
+        for timing in self._kept.values():
+            if not timing.ended:
+                timing.stages_are_whole = False
 
     def spent(self, detail: str) -> None:
         """What the engine core told when some of its requests had ended (`progress`)."""
