@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -16,7 +17,12 @@ from edgellm.types.request import Piece
 if TYPE_CHECKING:
     from edgellm.cluster.head import Progress
     from edgellm.requester.cluster import OpenedCluster
+    from edgellm.requester.recovery import Cluster
     from edgellm.requester.timeline import Span
+
+
+_OF_RECOVERY = ("lost", "waiting", "resumed", "slow", "draining")
+"""Phases that are told while an answer is shown."""
 
 
 class AnswerView:
@@ -38,6 +44,12 @@ class AnswerView:
         self._finish_reason = ""
         self._spans: Sequence[Span] = ()
         self._session: str | None = None
+        self._cluster: Cluster | None = None
+
+    def _begin_line(self) -> None:
+        """Where the answer and what is said beside it share a terminal, each has lines of its own."""
+        if not self._quiet and not self._as_json and sys.stdout.isatty() and errors.is_terminal:
+            errors.print()
 
     @property
     def has_begun(self) -> bool:
@@ -50,19 +62,25 @@ class AnswerView:
             say(f"[dim]{escape(line)}[/]")
 
     def progress(self, progress: Progress) -> None:
-        self.view.note(progress.who, progress.phase, progress.detail)
+        if self._cluster is None:
+            self.view.note(progress.who, progress.phase, progress.detail)
+        elif progress.phase in _OF_RECOVERY:
+            self._begin_line()
+            who = f"{progress.who} " if progress.who else ""
+            self.say(f"{who}{progress.phase}: {progress.detail}")
 
     def ready(self, opened: OpenedCluster, *, asked_s_ago: float = 0.0) -> None:
         stages = opened.cluster.stages
         if opened.kv is not None:
             self.kv_from(opened.kv.tokens, opened.names)
         self.route(
-            tuple(Hop(stage.name, stage.peer, stage.first_layer, stage.end_layer) for stage in stages.stages),
+            _hops(opened.cluster),
             # The part of it after the question went to a cluster that prefills is in the time to the first token.
             bring_up_s=self.view.elapsed_s - asked_s_ago,
             asked_s_ago=asked_s_ago,
         )
         self.view.close()
+        self._cluster = opened.cluster
         if not self._quiet:
             shape = f"TP={stages.tensor_parallel} PP={stages.pipeline_parallel}"
             say(f"[green]ready[/] in {self.view.elapsed_s:.1f} s: {shape}")
@@ -93,6 +111,9 @@ class AnswerView:
         self._spans = spans
 
     def end(self) -> None:
+        if self._cluster is not None:
+            # Others may have taken over meanwhile.
+            self._route = _hops(self._cluster)
         if self._as_json:
             print(json.dumps(self._report(), ensure_ascii=False))
         elif self._text and not "".join(self._text).endswith("\n"):
@@ -141,3 +162,9 @@ class AnswerView:
                 for hop in self._route
             ],
         }
+
+
+def _hops(cluster: Cluster) -> tuple[Hop, ...]:
+    return tuple(
+        Hop(stage.name, stage.peer, stage.first_layer, stage.end_layer) for stage in cluster.stages.stages
+    )

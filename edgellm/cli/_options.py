@@ -133,6 +133,23 @@ MaxLoad = Annotated[
         help="Leave out hosts of whose lent memory more than this share is leased now: 0.5 is half of it.",
     ),
 ]
+Spares = Annotated[
+    int,
+    typer.Option(
+        "--spares",
+        min=0,
+        max=8,
+        help="Hosts that stand by, loaded, so that the loss of one is a pause of seconds. They lend as the others do.",
+    ),
+]
+Patience = Annotated[
+    str,
+    typer.Option(
+        "--patience",
+        metavar="TIME",
+        help="When a host is lost, look so long for others to go on with; 0: the answer fails at once.",
+    ),
+]
 Network = Annotated[
     Fabric,
     typer.Option(

@@ -12,6 +12,7 @@ from edgellm.cli import _options as options
 from edgellm.cli._answer import AnswerView
 from edgellm.cli._bringup import Hop
 from edgellm.errors import EdgeError, UsageError
+from edgellm.types.quantity import parse_duration
 from edgellm.types.request import Message, Piece, Question, Sampling, require_prompt
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ OF_ITS_OWN = frozenset(
         "kv_scope",
         "min_tok_s",
         "max_load",
+        "spares",
         "mdns",
     )
 )
@@ -75,6 +77,8 @@ def ask(
     context: options.Context = None,
     min_tok_s: options.MinTokS = None,
     max_load: options.MaxLoad = None,
+    spares: options.Spares = 0,
+    patience: options.Patience = "60s",
     network: options.Network = options.Fabric.OVERLAY,
     isolation: options.IsolationOption = options.Isolation.BWRAP,
     disaggregate: options.DisaggregateOption = options.Disaggregate.NEVER,
@@ -155,6 +159,8 @@ def ask(
         disaggregate=disaggregate.value,
         min_tok_s=min_tok_s,
         max_load=max_load,
+        spares=spares,
+        patience_s=parse_duration(patience),
     )
     # Whoever demands two clusters has them share, however short the prompt.
     shares_always = kv_share or disaggregate is options.Disaggregate.ALWAYS

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import time
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Annotated
@@ -15,26 +14,13 @@ from rich.table import Table
 from edgellm.cli import _options as options
 from edgellm.cli._bringup import BringUpView
 from edgellm.cli._output import errors, say, tables
-from edgellm.errors import UsageError
+from edgellm.types.quantity import parse_duration
 
 if TYPE_CHECKING:
     from edgellm.sessions.client import SessionState
+    from edgellm.wire.session_pb2 import Description
 
 app = typer.Typer(help="Keep a cluster open between questions.", no_args_is_help=True)
-
-_UNITS_S = {"s": 1, "m": 60, "h": 3600}
-_MOST_S = 10 * 365 * 86400
-
-
-def parse_duration(text: str) -> float:
-    """Seconds in "90s", "15m", "2h" or plain seconds; 0 means no limit. Raises UsageError."""
-    found = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?)([smh]?)", text)
-    if found is None:
-        raise UsageError(f"{text!r} is no duration", remedy="write for example 90s, 15m or 2h")
-    seconds = float(found[1]) * _UNITS_S[found[2] or "s"]
-    if seconds > _MOST_S:
-        raise UsageError(f"{text!r} is longer than 10 years", remedy="0 means no limit")
-    return seconds
 
 
 @app.command("open")
@@ -72,6 +58,8 @@ def open_(
     context: options.Context = None,
     min_tok_s: options.MinTokS = None,
     max_load: options.MaxLoad = None,
+    spares: options.Spares = 0,
+    patience: options.Patience = "10m",
     network: options.Network = options.Fabric.OVERLAY,
     isolation: options.IsolationOption = options.Isolation.BWRAP,
     kv_share: options.KvShare = None,
@@ -139,6 +127,8 @@ def open_(
         port=port,
         api_key=api_key,
         max_cost_s=max_cost_s,
+        spares=spares,
+        patience_s=parse_duration(patience),
     )
     with ended_like_ctrl_c() if foreground else nullcontext():
         with BringUpView(errors, quiet=quiet) as view:
@@ -291,6 +281,8 @@ def report(state: SessionState) -> dict[str, object]:
             "name": state.name,
             "model": record.model if record else "",
             "state": f"failed: {record.failure}" if record and record.failure else "starting",
+            "recoveries": 0,
+            "spares": [],
             "running_requests": 0,
             "closes_in_s": None,
             "cost_s": None,
@@ -302,9 +294,9 @@ def report(state: SessionState) -> dict[str, object]:
     return {
         "name": description.name,
         "model": description.model,
-        "state": f"swapping to {description.swapping_to}: {description.detail}"
-        if description.swapping_to
-        else description.state,
+        "state": _state(description),
+        "recoveries": description.recoveries,
+        "spares": list(description.spares),
         "running_requests": description.running_requests,
         "closes_in_s": max(0.0, expires - time.time()) if expires else None,
         "cost_s": description.cost_s,
@@ -314,3 +306,9 @@ def report(state: SessionState) -> dict[str, object]:
             f"{stage.name} layers {stage.first_layer}-{stage.end_layer - 1}" for stage in description.stages
         ),
     }
+
+
+def _state(description: Description) -> str:
+    if description.swapping_to:
+        return f"swapping to {description.swapping_to}: {description.detail}"
+    return f"recovering: {description.recovering}" if description.recovering else description.state

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 IDLE_S = 900.0
 SEQUENCES = 8
+PATIENCE_S = 600.0
 TIMEOUT_S = 3600.0
 _LONGEST_S = 10 * 365 * 86400.0
 
@@ -33,6 +34,10 @@ class SessionOptions(TypedDict, total=False):
     max_load: float | None
     """Leave out hosts whose load is above this, 0 to 1. A host's load is the share of the memory it lends that is leased now,
     as it says itself; 1 where it grants no further lease. It tells nothing of what else runs on that machine."""
+    spares: int
+    """Hosts that stand by, loaded, so that the loss of one is a pause of seconds. Default: 0."""
+    patience_s: float
+    """How long others are looked for when a host is lost, before requests fail. Default: 600."""
     tp: int | None
     """Devices of each host that share every layer. Default: planned."""
     pp: int | None
@@ -97,6 +102,8 @@ def order_of(
         )
     for key in ("tp", "pp", "context", "sequences"):
         _whole(key, options.get(key), least=1)
+    _whole("spares", options.get("spares"), least=0, most=8)
+    _number("patience_s", options.get("patience_s"), most=_LONGEST_S)
     _whole("port", options.get("port"), least=0, most=65535)
     _number("min_tok_s", options.get("min_tok_s"))
     _number("max_load", options.get("max_load"), most=1.0)
@@ -121,6 +128,8 @@ def order_of(
         api_key=options.get("api_key"),
         min_tok_s=options.get("min_tok_s"),
         max_load=options.get("max_load"),
+        spares=options.get("spares", 0),
+        patience_s=options.get("patience_s", PATIENCE_S),
         owner_pid=owner[0],
         owner_started=owner[1],
     )

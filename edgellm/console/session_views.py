@@ -36,6 +36,8 @@ def session_of(
         shown = "closing"
     if shown == "ready" and description.swapping_to:
         shown = "swapping"
+    elif shown == "ready" and description.recovering:
+        shown = "recovering"
     expires_ms = description.idle_expires_unix_ms
     closes = shown == "ready" and 0 < expires_ms < description.opened_unix_ms + NEVER_MS
     return views.Session(
@@ -43,7 +45,7 @@ def session_of(
         model=description.model,
         state=shown,
         swapping_to=description.swapping_to,
-        detail=told if shown == "starting" else description.detail,
+        detail=told if shown == "starting" else description.recovering or description.detail,
         opened_at=description.opened_unix_ms / 1000,
         closes_at=expires_ms / 1000 if closes else None,
         running_requests=description.running_requests,

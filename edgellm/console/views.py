@@ -154,7 +154,7 @@ class PeerEvent(View):
 
 # --- sessions ----------------------------------------------------------------------------------------------------
 
-SessionState = Literal["starting", "ready", "swapping", "closing", "failed"]
+SessionState = Literal["starting", "ready", "swapping", "recovering", "closing", "failed"]
 
 
 class Stage(View):

@@ -72,6 +72,8 @@ async def hold(
         at_once=MAX_REQUESTS_AT_ONCE,
         min_tok_s=order.min_tok_s,
         max_load=order.max_load,
+        spares=order.spares,
+        patience_s=order.patience_s,
     )
     with files.progress.open("a", buffering=1) as progress, unwrapped():
         told: Counter[str] = Counter()

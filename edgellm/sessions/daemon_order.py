@@ -32,5 +32,9 @@ class Order(msgspec.Struct, frozen=True):
     """The session closes itself when this process is gone; 0: it belongs to none."""
     owner_started: float = 0.0
     """As `edgellm.sessions.registry.SessionRecord.process_started`."""
+    spares: int = 0
+    """Hosts that stand by."""
+    patience_s: float = 600.0
+    """How long others are looked for when a host is lost."""
     max_cost_s: float = 0.0
     """Host-seconds that may be lent to it; 0: no limit."""

@@ -41,6 +41,7 @@ END_S = 10.0
 FREED_S = 15.0
 """How long hosts may take until their adverts say that they are free again."""
 _RETRY_S = 0.5
+_COUNT_S = 1.0
 _POLL_S = 0.05
 
 
@@ -194,11 +195,13 @@ class Holding:
         try:
             with unwrapped():
                 async with opened_cluster(self._requester, model, None, wanted, tell) as opened:
-                    hosts = len({stage.peer for stage in opened.cluster.stages.stages})
-                    with self._serving.lending(hosts, opened.leased_at):
+                    with self._serving.lending(opened.cluster.lenders, opened.leased_at) as lend:
                         held = _Held(Slot(model, opened), trio.Event(), trio.Event())
                         task_status.started(held)
-                        await held.let_go.wait()
+                        while not held.let_go.is_set():
+                            with trio.move_on_after(_COUNT_S):
+                                await held.let_go.wait()
+                            lend(opened.cluster.lenders)
         except EdgeError as error:
             if held is None or held is self._current:
                 raise

@@ -57,6 +57,11 @@ class SessionService(session_pb2_grpc.SessionServicer):
             description.max_model_len = opened.request.context
             description.digest = opened.cluster.plan.digest
             description.predicted_prefill_tok_s = plan.prediction.prefill_tok_s
+            cluster = opened.cluster
+            description.recovering, description.recoveries = cluster.recovering, cluster.recoveries
+            description.spares.extend(
+                opened.names.get(spare.peer, spare.peer[-8:]) for spare in cluster.plan.spares
+            )
             for stage in plan.stages:
                 description.stages.add(
                     peer=stage.peer, name=stage.name, first_layer=stage.first_layer, end_layer=stage.end_layer

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from edgellm.gateway.state import Broken, Closing, Ready, Starting, State, Swapping
@@ -91,15 +91,24 @@ class Serving:
         return self._cost
 
     @contextmanager
-    def lending(self, hosts: int, since: float) -> Iterator[None]:
-        """So many hosts lend to the session, since an instant of `time.time`."""
+    def lending(self, hosts: int, since: float) -> Iterator[Callable[[int], None]]:
+        """So many hosts lend to the session, since an instant of `time.time`; call what this gives with another number."""
+        lending = hosts
         with self._lock:
             self._cost = self._cost.lent(hosts, since, time.time())
+
+        def lend(hosts: int) -> None:
+            nonlocal lending
+            now = time.time()
+            with self._lock:
+                self._cost = self._cost.returned(lending, now).lent(hosts, now, now)
+                lending = hosts
+
         try:
-            yield
+            yield lend
         finally:
             with self._lock:
-                self._cost = self._cost.returned(hosts, time.time())
+                self._cost = self._cost.returned(lending, time.time())
 
     def note(self, detail: str) -> None:
         if not self._is_closing:

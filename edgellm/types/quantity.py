@@ -14,6 +14,8 @@ _FACTORS = {"": 1, "b": 1} | {
 }
 _QUANTITY = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", re.IGNORECASE | re.ASCII)
 _MAX_BYTES = 1 << 63
+_UNITS_S = {"s": 1, "m": 60, "h": 3600}
+_MOST_S = 10 * 365 * 86400
 
 
 def format_bytes(count: int) -> str:
@@ -48,3 +50,14 @@ def parse_bytes(text: str) -> int:
     if not 1 <= count < _MAX_BYTES:
         raise UsageError(f"{text!r} is not a possible amount of memory", remedy=remedy)
     return int(count)
+
+
+def parse_duration(text: str) -> float:
+    """Seconds in "90s", "15m", "2h" or plain seconds; 0 means no limit. Raises UsageError."""
+    found = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?)([smh]?)", text)
+    if found is None:
+        raise UsageError(f"{text!r} is no duration", remedy="write for example 90s, 15m or 2h")
+    seconds = float(found[1]) * _UNITS_S[found[2] or "s"]
+    if seconds > _MOST_S:
+        raise UsageError(f"{text!r} is longer than 10 years", remedy="0 means no limit")
+    return seconds

@@ -11,7 +11,7 @@ class DescribeRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class Description(_message.Message):
-    __slots__ = ("name", "model", "state", "detail", "opened_unix_ms", "idle_expires_unix_ms", "running_requests", "tensor_parallel", "max_model_len", "stages", "shares_kv", "kv_holders", "digest", "predicted_prefill_tok_s", "endpoint", "swapping_to", "network", "isolation", "cost_s", "max_cost_s", "kv_scope", "bootstrap", "api_socket")
+    __slots__ = ("name", "model", "state", "detail", "opened_unix_ms", "idle_expires_unix_ms", "running_requests", "tensor_parallel", "max_model_len", "stages", "shares_kv", "kv_holders", "digest", "predicted_prefill_tok_s", "endpoint", "swapping_to", "recovering", "recoveries", "spares", "network", "isolation", "cost_s", "max_cost_s", "kv_scope", "bootstrap", "api_socket")
     NAME_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
@@ -28,6 +28,9 @@ class Description(_message.Message):
     PREDICTED_PREFILL_TOK_S_FIELD_NUMBER: _ClassVar[int]
     ENDPOINT_FIELD_NUMBER: _ClassVar[int]
     SWAPPING_TO_FIELD_NUMBER: _ClassVar[int]
+    RECOVERING_FIELD_NUMBER: _ClassVar[int]
+    RECOVERIES_FIELD_NUMBER: _ClassVar[int]
+    SPARES_FIELD_NUMBER: _ClassVar[int]
     NETWORK_FIELD_NUMBER: _ClassVar[int]
     ISOLATION_FIELD_NUMBER: _ClassVar[int]
     COST_S_FIELD_NUMBER: _ClassVar[int]
@@ -51,6 +54,9 @@ class Description(_message.Message):
     predicted_prefill_tok_s: float
     endpoint: str
     swapping_to: str
+    recovering: str
+    recoveries: int
+    spares: _containers.RepeatedScalarFieldContainer[str]
     network: str
     isolation: str
     cost_s: float
@@ -58,7 +64,7 @@ class Description(_message.Message):
     kv_scope: str
     bootstrap: _containers.RepeatedScalarFieldContainer[str]
     api_socket: str
-    def __init__(self, name: _Optional[str] = ..., model: _Optional[str] = ..., state: _Optional[str] = ..., detail: _Optional[str] = ..., opened_unix_ms: _Optional[int] = ..., idle_expires_unix_ms: _Optional[int] = ..., running_requests: _Optional[int] = ..., tensor_parallel: _Optional[int] = ..., max_model_len: _Optional[int] = ..., stages: _Optional[_Iterable[_Union[StageDescription, _Mapping]]] = ..., shares_kv: bool = ..., kv_holders: _Optional[_Iterable[_Union[KvHolder, _Mapping]]] = ..., digest: _Optional[str] = ..., predicted_prefill_tok_s: _Optional[float] = ..., endpoint: _Optional[str] = ..., swapping_to: _Optional[str] = ..., network: _Optional[str] = ..., isolation: _Optional[str] = ..., cost_s: _Optional[float] = ..., max_cost_s: _Optional[float] = ..., kv_scope: _Optional[str] = ..., bootstrap: _Optional[_Iterable[str]] = ..., api_socket: _Optional[str] = ...) -> None: ...
+    def __init__(self, name: _Optional[str] = ..., model: _Optional[str] = ..., state: _Optional[str] = ..., detail: _Optional[str] = ..., opened_unix_ms: _Optional[int] = ..., idle_expires_unix_ms: _Optional[int] = ..., running_requests: _Optional[int] = ..., tensor_parallel: _Optional[int] = ..., max_model_len: _Optional[int] = ..., stages: _Optional[_Iterable[_Union[StageDescription, _Mapping]]] = ..., shares_kv: bool = ..., kv_holders: _Optional[_Iterable[_Union[KvHolder, _Mapping]]] = ..., digest: _Optional[str] = ..., predicted_prefill_tok_s: _Optional[float] = ..., endpoint: _Optional[str] = ..., swapping_to: _Optional[str] = ..., recovering: _Optional[str] = ..., recoveries: _Optional[int] = ..., spares: _Optional[_Iterable[str]] = ..., network: _Optional[str] = ..., isolation: _Optional[str] = ..., cost_s: _Optional[float] = ..., max_cost_s: _Optional[float] = ..., kv_scope: _Optional[str] = ..., bootstrap: _Optional[_Iterable[str]] = ..., api_socket: _Optional[str] = ...) -> None: ...
 
 class KvHolder(_message.Message):
     __slots__ = ("peer", "tokens", "name")

@@ -18,10 +18,10 @@ from edgellm.cli._bringup import AnswerClock, BringUpView, Hop, bar, summary, ti
 from edgellm.cli._errors import INTERRUPTED, told
 from edgellm.cli.models import entries_of
 from edgellm.cli.peers import report
-from edgellm.cli.session import parse_duration
 from edgellm.discovery.collect import Sighting
 from edgellm.errors import DiscoveryError, EdgeError, NetworkError, UsageError
 from edgellm.requester.timeline import Span
+from edgellm.types.quantity import parse_duration
 from tests.unit.samples import GIB, advert
 
 HEAVY = ("grpc", "libp2p", "torch", "ray", "vllm", "transformers", "tokenizers", "huggingface_hub", "trio")

@@ -26,7 +26,7 @@ const details = document.getElementById("bringup-details");
 const now = document.getElementById("bringup-now");
 const said = document.getElementById("bringup-said");
 
-const isComingUp = () => state === "starting" || state === "swapping";
+const isComingUp = () => ["starting", "swapping", "recovering"].includes(state);
 /** The head runs on this machine, so what nobody in particular does and what the head does is one lane. */
 const nameOf = (who) => who || "head";
 const wordsOf = (line) => (line.detail ? `${line.phase}: ${line.detail}` : line.phase);
