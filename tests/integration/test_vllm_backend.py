@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -229,19 +228,19 @@ def test_two_ranks_on_one_host_say_what_one_process_says(
     assert tuple(tokens[:32]) == alone[0].token_ids[:32]
 
 
-def test_a_dead_rank_ends_requests_instead_of_hanging_them(
+def test_a_dead_rank_suspends_the_engine_and_unload_ends_what_waits(
     shards: tuple[Cluster, list[pb.LoadEvent]],
 ) -> None:
     running, _ = shards
     call = running.stub.Generate(question("orphan", PROMPTS[0], max_tokens=200), timeout=60)
-    next(call)
-    killer = threading.Thread(target=kill_a_rank, args=(running.members[1].pid,))
-    killer.start()
-    with pytest.raises(grpc.RpcError) as caught:
-        list(call)
-    killer.join()
-    assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
-    assert running.stub.Health(pb.HealthRequest(), timeout=5).state == pb.HealthReply.FAILED
+    events = [next(call)]
+    kill_a_rank(running.members[1].pid)
+    wait_for_event(running, 0, "lost", 5)
+    assert running.stub.Health(pb.HealthRequest(), timeout=5).state == pb.HealthReply.SUSPENDED
+    running.stub.Unload(pb.UnloadRequest(), timeout=30)
+    events += list(call)
+    assert events[-1].finish_reason == "abort"
+    assert running.stub.Health(pb.HealthRequest(), timeout=5).state == pb.HealthReply.IDLE
 
 
 def kill_a_rank(member_pid: int) -> None:

@@ -60,7 +60,12 @@ def worker_address(index: int) -> str:
 
 @contextlib.contextmanager
 def cluster(
-    devices: Sequence[int], model: Path, *, threads: int = 1, kv: KvSharing | None = None
+    devices: Sequence[int],
+    model: Path,
+    *,
+    threads: int = 1,
+    kv: KvSharing | None = None,
+    standby: bool = False,
 ) -> Iterator[Cluster]:
     """A head, and one worker for each number of CPU ranks in `devices`; all gone at the end. `model` is a directory."""
     backend = load_backend("vllm")
@@ -87,6 +92,7 @@ def cluster(
                 socket_path=str(directory / "engine.sock"),
                 model_path=MODEL_PATH,
                 stage_index=index - 1,
+                standby=standby and index > 0,
                 kv=kv,
             )
             running.members.append(_start(stack, backend, member, namespace, directory, index, model))

@@ -112,7 +112,7 @@ def test_a_host_of_this_machine_lends_what_it_was_told_to(saw: dict[str, Any]) -
 
 
 def test_a_session_that_lost_a_host_says_so(saw: dict[str, Any]) -> None:
-    assert "bob" in saw["failure"]
+    assert "bob" in saw["loss"]
 
 
 def test_nothing_is_wrong_in_the_browser(saw: dict[str, Any]) -> None:

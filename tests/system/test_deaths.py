@@ -56,7 +56,10 @@ def hosts(swarm: Swarm, request: pytest.FixtureRequest) -> Iterator[dict[str, Ho
 
 def ask_until(swarm: Swarm, moment: str) -> Process:
     """A long question to both hosts, at the moment that the test is about."""
-    argv = swarm.ask("The with statement is used", "--raw", "--pp", "2", "--max-tokens", "1900")
+    # One who waits for nobody: what is tested is that deaths are noticed.
+    argv = swarm.ask(
+        "The with statement is used", "--raw", "--pp", "2", "--max-tokens", "1900", "--patience", "0"
+    )
     asking = swarm.requester.start(["env", "PYTHONPATH=" + str(REPOSITORY), *argv])
     asking.wait_for(MOMENTS[moment], ASK_TIMEOUT_S, stream="stderr")
     if moment == "generation":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import time
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -14,7 +15,7 @@ import pytest
 pytest.importorskip("edgellm_vllm", reason="the distribution in backends/vllm is not installed")
 
 from edgellm_vllm.resumable_core import CoreLost, ResumableCore
-from edgellm_vllm.token_log import MAX_FRUITLESS, TOKENS, TokenLog, tokens_so_far
+from edgellm_vllm.token_log import MAX_FRUITLESS, REPLAY, TOKENS, TokenLog, tokens_so_far
 
 
 @dataclass
@@ -22,6 +23,8 @@ class Params:
     """As vLLM's SamplingParams."""
 
     extra_args: dict[str, Any] | None = None
+    temperature: float = 1.0
+    seed: int | None = None
     prompt_logprobs: int | None = None
 
     def clone(self) -> Params:
@@ -40,7 +43,9 @@ class Request:
 
 
 def output(request_id: str, *tokens: int, end: str | None = None) -> Any:
-    return SimpleNamespace(request_id=request_id, new_token_ids=list(tokens), finish_reason=end)
+    return SimpleNamespace(
+        request_id=request_id, new_token_ids=list(tokens), finish_reason=end, new_logprobs=None
+    )
 
 
 def test_what_is_open_is_asked_again_with_its_tokens() -> None:
@@ -61,6 +66,49 @@ def test_what_is_open_is_asked_again_with_its_tokens() -> None:
     # What comes next counts from there, in the engine after the next one, too.
     log.note([output("a", 9)])
     assert tokens_so_far(log.continuations()[0].sampling_params) == [5, 7, 8, 9]
+
+
+def test_what_depends_on_bits_is_made_again_and_handed_on_once() -> None:
+    log = TokenLog()
+    kinds = {"greedy": Params(temperature=0), "seeded": Params(seed=1), "free": Params()}
+    for name, params in kinds.items():
+        log.add(Request(name, params))
+    log.note([output(name, 1, 2) for name in kinds])
+    log.give_up(broken=False)
+    again = {request.request_id: request.sampling_params.extra_args for request in log.continuations()}
+    assert again == {"greedy": {REPLAY: [1, 2]}, "seeded": {REPLAY: [1, 2]}, "free": {TOKENS: [1, 2]}}
+
+    def handed_on(*outputs: Any) -> list[tuple[str, list[int]]]:
+        return [(it.request_id, it.new_token_ids) for it in log.note(list(outputs))]
+
+    assert handed_on(output("greedy", 1), output("free", 3), output("seeded", 1)) == [("free", [3])]
+    # Lost again, in the middle of it: from the beginning.
+    log.give_up(broken=False)
+    assert [tokens_so_far(request.sampling_params, REPLAY) for request in log.continuations()[:2]] == [
+        [1, 2],
+        [1, 2],
+    ]
+    assert handed_on(output("greedy", 1)) == []
+    assert handed_on(output("greedy", 2, 3)) == [("greedy", [3])]
+    assert handed_on(output("greedy", 4)) == [("greedy", [4])]
+    assert handed_on(output("seeded", end="abort")) == [("seeded", [])]
+    assert len(log) == 2
+    log.give_up(broken=False)
+    assert tokens_so_far(log.continuations()[0].sampling_params, REPLAY) == [1, 2, 3, 4]
+
+
+def test_what_took_long_is_computed_at_once() -> None:
+    log = TokenLog(replay_s=0.05)
+    log.add(Request("a", Params(temperature=0)))
+    log.note([output("a", 1)])
+    log.give_up(broken=False)
+    assert REPLAY in log.continuations()[0].sampling_params.extra_args
+    log.note([output("a", 1)])
+    log.note([output("a", 2)])
+    time.sleep(0.06)
+    log.note([output("a", 3)])
+    log.give_up(broken=False)
+    assert log.continuations()[0].sampling_params.extra_args == {TOKENS: [1, 2, 3]}
 
 
 def test_what_seems_to_break_every_engine_is_given_up() -> None:

@@ -51,7 +51,8 @@ class VllmBackend:
         if member.role == "head":
             return (sys.executable, "-m", "edgellm_vllm.head", *common, f"--socket={member.socket_path}")
         devices = (f"--devices={len(member.devices)}", f"--device-kind={member.device_kind}")
-        return (sys.executable, "-m", "edgellm_vllm.member", *common, *devices)
+        standby = ("--standby",) if member.standby else ()
+        return (sys.executable, "-m", "edgellm_vllm.member", *common, *devices, *standby)
 
     def environment(self, member: MemberSpec) -> Mapping[str, str]:
         """The member's environment: offline, without telemetry, bound to its own address and devices."""

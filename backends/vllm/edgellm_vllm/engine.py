@@ -27,6 +27,7 @@ from edgellm_vllm.progress import Kind, ProgressListener
 from edgellm_vllm.prompts import InvalidRequest, answer_tokens, check_sampling, prompt_token_ids
 from edgellm_vllm.resumable_core import ResumableCore
 from edgellm_vllm.timings import Timings
+from edgellm_vllm.token_log import REPLAY_S
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -36,6 +37,7 @@ PhaseSink = Callable[[str, str], None]
 LossSink = Callable[[Kind, str, str], None]
 """Called with "lost" or "slow", what happened, and the address of the member, "" where it is not known."""
 
+REPLAY_VARIABLE = "EDGELLM_VLLM_REPLAY_S"
 _PLACEMENT_TIMEOUT_S = 30.0
 
 
@@ -88,7 +90,8 @@ class Engine:
         self._progress, self._told = progress, told
         self._figures = Figures(request.served_model_name or request.model_path)
         self._timings = Timings(self._figures)
-        self._core = ResumableCore(lambda why: self._lose(why, ""))
+        replay_s = float(os.environ.get(REPLAY_VARIABLE) or REPLAY_S)
+        self._core = ResumableCore(lambda why: self._lose(why, ""), replay_s)
         self._llm: AsyncLLM | None = None
         self._ending: asyncio.Task[None] | None = None
         self._loads = 0

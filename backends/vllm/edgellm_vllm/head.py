@@ -37,6 +37,8 @@ async def _serve(address: str, port: int, socket_path: str, events: EventStream)
     events.phase("ray", f"start the head on {address}:{port}")
     async with ray_node(head_arguments(address, port)) as node:
         node.start()
+        # Not before: Ray's own process is forked with these hooks, too, and has its input from a socket.
+        os.register_at_fork(after_in_child=_forget_connections)
         server = grpc.aio.server()
         with ProgressListener() as progress:
             api_socket = Path(socket_path).with_name(API_SOCKET)
@@ -53,12 +55,14 @@ async def _serve(address: str, port: int, socket_path: str, events: EventStream)
                 await server.stop(grace=None)
 
 
-def _let_go() -> None:
-    """In a forked engine core: nothing of the head's connections is its affair."""
-    # Its signals must not arrive in the head's event loop, whose socket it shares.
+def _forget_signals() -> None:
+    """In a forked engine core: its signals must not arrive in the head's event loop, whose socket it shares."""
     signal.set_wakeup_fd(-1)
-    # A client that the head has done with would not hear of it while a copy of the connection is open here. What is written to
-    # these numbers goes nowhere; closed, they would become others' while objects of the head still hold them.
+
+
+def _forget_connections() -> None:
+    """In a forked engine core: a client that the head has done with would not hear of it while a copy is open here."""
+    # What is written to these numbers goes nowhere; closed, they would become others' while objects here still hold them.
     nothing = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
     for number in [int(entry.name) for entry in Path("/proc/self/fd").iterdir()]:
         with contextlib.suppress(OSError):
@@ -69,7 +73,7 @@ def _let_go() -> None:
 async def _run(options: argparse.Namespace, events: EventStream) -> NoReturn:
     port = int(options.head.rpartition(":")[2])
     task = asyncio.create_task(_serve(options.address, port, options.socket, events))
-    os.register_at_fork(after_in_child=_let_go)
+    os.register_at_fork(after_in_child=_forget_signals)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, task.cancel)

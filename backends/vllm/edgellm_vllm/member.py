@@ -25,11 +25,14 @@ class JoinError(Exception):
     """The cluster could not be joined, or fell apart; the text is for the host's log and the requester."""
 
 
-async def _join(address: str, head: str, devices: int, device_kind: str, events: EventStream) -> None:
+async def _join(options: argparse.Namespace, events: EventStream) -> None:
+    address, head, devices = options.address, options.head, options.devices
     head_address, _, port = head.rpartition(":")
+    # One more for each device has imported all, too, when the rank of a lost cluster is to be followed by the next one's.
+    ahead = 2 * devices if options.standby else devices
     async with (
-        _kv_sharing(address, device_kind),
-        ray_node(worker_arguments(address, head, devices)) as node,
+        _kv_sharing(address, options.device_kind),
+        ray_node(worker_arguments(address, head, devices, ahead)) as node,
     ):
         events.phase("head", f"wait for {head}")
         try:
@@ -65,9 +68,7 @@ async def _kv_sharing(address: str, device_kind: str) -> AsyncIterator[None]:
 
 
 async def _run(options: argparse.Namespace, events: EventStream) -> int:
-    task = asyncio.create_task(
-        _join(options.address, options.head, options.devices, options.device_kind, events)
-    )
+    task = asyncio.create_task(_join(options, events))
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, task.cancel)
@@ -87,6 +88,7 @@ def main() -> int:
     parser.add_argument("--head", required=True, help="ADDRESS:PORT of the head's Ray")
     parser.add_argument("--devices", required=True, type=int, help="number of devices lent")
     parser.add_argument("--device-kind", default="cpu", help="what they are: cpu or cuda")
+    parser.add_argument("--standby", action="store_true", help="keep what the next ranks need ready")
     return asyncio.run(_run(parser.parse_args(), EventStream()))
 
 

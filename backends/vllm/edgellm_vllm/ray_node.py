@@ -39,9 +39,9 @@ def head_arguments(address: str, port: int) -> tuple[str, ...]:
     )
 
 
-def worker_arguments(address: str, head: str, devices: int) -> tuple[str, ...]:
-    """`ray start` arguments of a worker; as many CPUs as devices, since Ray starts one Python worker ahead for each."""
-    return (f"--address={head}", f"--num-gpus={devices}", f"--num-cpus={devices}", *_common(address))
+def worker_arguments(address: str, head: str, devices: int, ahead: int) -> tuple[str, ...]:
+    """`ray start` arguments of a worker; `ahead` as CPUs, since Ray starts one Python worker ahead for each."""
+    return (f"--address={head}", f"--num-gpus={devices}", f"--num-cpus={ahead}", *_common(address))
 
 
 def _common(address: str) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from edgellm_vllm.token_log import TokenLog
+from edgellm_vllm.token_log import REPLAY_S, TokenLog
 
 if TYPE_CHECKING:
     from vllm.v1.engine.core_client import AsyncMPClient
@@ -26,10 +26,10 @@ class CoreLost(Exception):
 class ResumableCore:
     """Stands where AsyncLLM has its engine-core client. Lives in the head's event loop."""
 
-    def __init__(self, lost: Callable[[str], None]) -> None:
-        """`lost(why)` is called when a core ends by itself; whoever owns this then detaches it."""
+    def __init__(self, lost: Callable[[str], None], replay_s: float = REPLAY_S) -> None:
+        """`lost(why)` is called when a core ends by itself; whoever owns this then detaches it. `replay_s`: see `token_log`."""
         self._lost = lost
-        self._log = TokenLog()
+        self._log = TokenLog(replay_s)
         self._outputs: asyncio.Queue[Any] = asyncio.Queue()
         self._core: Any = None
         self._latest: Any = None
@@ -83,7 +83,7 @@ class ResumableCore:
     async def get_output_async(self) -> Any:
         """As vLLM's; waits while there is no core."""
         outputs = await self._outputs.get()
-        self._log.note(outputs.outputs)
+        outputs.outputs = self._log.note(outputs.outputs)
         return outputs
 
     async def add_request_async(self, request: Any) -> None:

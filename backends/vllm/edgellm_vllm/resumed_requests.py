@@ -1,11 +1,13 @@
-"""Requests that come with tokens of their answers, in the engine core and in its ranks: these count as made here.
+"""Requests that come with tokens of their answers, in the engine core and in its ranks (`token_log` says in which two ways).
 
-So penalties, limits, forbidden words and grammars go on as if nothing had been. vLLM can go on with a request whose cache it
-has given up for want of room; this is the same, from the beginning of a request's life.
+Tokens that are computed at once count as made here, so that penalties, limits, forbidden words and grammars go on as if nothing
+had been. vLLM can go on with a request whose cache it has given up for want of room; this is the same, from the beginning of a
+request's life. Tokens that are made again are chosen by the ranks, whatever their sampler would have chosen.
 """
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,7 +16,7 @@ from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.request import Request, RequestStatus
 from vllm.v1.worker.gpu_input_batch import CachedRequestState
 
-from edgellm_vllm.token_log import tokens_so_far
+from edgellm_vllm.token_log import REPLAY, tokens_so_far
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -84,10 +86,9 @@ class SeededDraws(torch.Generator):
     def set_offset(self, offset: int) -> None:
         """To where it is after the tokens that there are."""
         self.manual_seed(self._seed)
-        if self._tokens:
-            # One by one, as they were drawn: many at once may be drawn in another way.
-            for _ in self._tokens:
-                torch.randint(0, _SEEDS_BELOW, (1,), generator=self, dtype=torch.long)
+        # One by one, as they were drawn: many at once may be drawn in another way.
+        for _ in self._tokens:
+            torch.randint(0, _SEEDS_BELOW, (1,), generator=self, dtype=torch.long)
 
 
 class ResumedRequestState(CachedRequestState):
@@ -102,6 +103,7 @@ class ResumedRequestState(CachedRequestState):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.output_token_ids = tokens_so_far(self.sampling_params)
+        self.chosen = tokens_so_far(self.sampling_params, REPLAY)
         drawn_by: torch.Generator | None = self.generator
         if drawn_by is not None and drawn_by.device.type == "cpu":
             assert self.sampling_params is not None
@@ -116,3 +118,20 @@ def resume_in_rank() -> None:
     from vllm.v1.worker import gpu_model_runner
 
     gpu_model_runner.CachedRequestState = ResumedRequestState
+    original = gpu_model_runner.GPUModelRunner._sample
+
+    @functools.wraps(original)
+    def sample(runner: Any, logits: Any, *args: Any) -> Any:
+        output = original(runner, logits, *args)
+        choose_again(runner, output.sampled_token_ids)
+        return output
+
+    gpu_model_runner.GPUModelRunner._sample = sample
+
+
+def choose_again(runner: Any, sampled: Any) -> None:
+    """Puts what was chosen in place of what a rank's sampler chose, for requests whose tokens are made again."""
+    for index, request_id in enumerate(runner.input_batch.req_ids):
+        state = runner.requests[request_id]
+        if len(state.output_token_ids) < len(state.chosen):
+            sampled[index] = state.chosen[len(state.output_token_ids)]

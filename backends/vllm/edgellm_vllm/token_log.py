@@ -1,21 +1,35 @@
 """What the engine has been asked and has answered so far, kept where it outlives the engine core.
 
-A request that a core did not finish is asked of the next one as prompt and tokens so far. The tokens go along in the request's
-sampling parameters, whose `extra_args` vLLM hands on unread; `resumed_requests` makes them output tokens there.
+A request that a core did not finish is asked of the next one together with its tokens so far, in one of two ways:
+
+* **Computed at once**, as a prompt is. `resumed_requests` makes them output tokens, so that all that counts tokens goes on.
+  Sums come in another order than they did one by one, and with sixteen bits a token may follow that is as likely as the one
+  that would have.
+* **Made again**, one by one, as they were: the ranks choose what was chosen, and nothing of it is handed on twice. What follows
+  is what would have followed, to the last bit. It takes as long as it took.
+
+So what depends on bits (greedy answers, and those with a seed) is made again while that takes no longer than `REPLAY_S`. Tokens
+go along in the sampling parameters' `extra_args`, which vLLM hands on unread.
 """
 
 from __future__ import annotations
 
 import copy
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 TOKENS = "edgellm_tokens_so_far"
-"""Key in `extra_args`."""
+"""Key in `extra_args`: to be computed at once."""
+REPLAY = "edgellm_tokens_again"
+"""Key in `extra_args`: to be made again."""
+REPLAY_S = 2.0
 
 MAX_FRUITLESS = 4
 """Engines that broke in a row while they had a request and made no token of it: it may be what breaks them."""
+
+_GREEDY = 1e-5
 
 
 @dataclass(slots=True)
@@ -23,6 +37,12 @@ class _Entry:
     request: Any
     """vLLM's EngineCoreRequest."""
     tokens: list[int] = field(default_factory=list)
+    decode_s: float = 0.0
+    """From a first to a last token, in all engines so far."""
+    first: float = 0.0
+    last: float = 0.0
+    repeated: int = 0
+    """Tokens that will come and have been handed on."""
     told: int = 0
     """How many of `tokens` there were when an engine last broke."""
     fruitless: int = 0
@@ -31,7 +51,9 @@ class _Entry:
 class TokenLog:
     """Of all requests that are not finished, in the order they came."""
 
-    def __init__(self) -> None:
+    def __init__(self, replay_s: float = REPLAY_S) -> None:
+        """0: tokens are never made again."""
+        self._replay_s = replay_s
         self._open: dict[str, _Entry] = {}
 
     def __len__(self) -> int:
@@ -46,13 +68,26 @@ class TokenLog:
         if not request.abort_immediately and request.request_id not in self._open:
             self._open[request.request_id] = _Entry(request)
 
-    def note(self, outputs: Iterable[Any]) -> None:
-        """Pieces of answers, as they are handed on (vLLM's EngineCoreOutput)."""
+    def note(self, outputs: list[Any]) -> list[Any]:
+        """Pieces of answers (vLLM's EngineCoreOutput); those that are to be handed on."""
+        now = time.monotonic()
+        has_repeated = False
         for output in outputs:
+            entry = self._open.get(output.request_id)
+            if entry is None:
+                continue
+            if entry.repeated:
+                has_repeated = True
+                _leave_out(output, entry)
             if output.finish_reason is not None:
-                self._open.pop(output.request_id, None)
-            elif output.new_token_ids and (entry := self._open.get(output.request_id)) is not None:
+                del self._open[output.request_id]
+            elif output.new_token_ids:
                 entry.tokens += output.new_token_ids
+                entry.last = now
+                entry.first = entry.first or now
+        if not has_repeated:
+            return outputs
+        return [output for output in outputs if output.new_token_ids or output.finish_reason is not None]
 
     def drop(self, request_ids: Iterable[str]) -> None:
         """These are wanted no more."""
@@ -66,6 +101,8 @@ class TokenLog:
         """
         hopeless = []
         for request_id, entry in self._open.items():
+            entry.decode_s += entry.last - entry.first
+            entry.first = entry.last = 0.0
             if broken:
                 entry.fruitless = entry.fruitless + 1 if len(entry.tokens) == entry.told else 0
                 entry.told = len(entry.tokens)
@@ -76,7 +113,35 @@ class TokenLog:
 
     def continuations(self) -> list[Any]:
         """What to ask the next engine: a request for each that is open."""
-        return [_continuation(entry.request, entry.tokens) for entry in self._open.values()]
+        return [self._continuation(entry) for entry in self._open.values()]
+
+    def _continuation(self, entry: _Entry) -> Any:
+        entry.repeated = 0
+        if not entry.tokens:
+            return entry.request
+        params = entry.request.sampling_params.clone()
+        key = TOKENS
+        if entry.decode_s < self._replay_s and (params.temperature < _GREEDY or params.seed is not None):
+            key = REPLAY
+            entry.repeated = len(entry.tokens)
+        params.extra_args = {**(params.extra_args or {}), key: list(entry.tokens)}
+        # These went out with the first token.
+        params.prompt_logprobs = None
+        again = copy.copy(entry.request)
+        again.sampling_params = params
+        return again
+
+
+def _leave_out(output: Any, entry: _Entry) -> None:
+    """What of this piece has been handed on before."""
+    count = len(output.new_token_ids)
+    known = min(count, entry.repeated)
+    entry.repeated -= known
+    output.new_token_ids = output.new_token_ids[known:]
+    if output.new_logprobs is not None:
+        output.new_logprobs = (
+            output.new_logprobs.slice_request(known, count - known) if known < count else None
+        )
 
 
 def _can_be_asked_again(request: Any) -> bool:
@@ -84,19 +149,7 @@ def _can_be_asked_again(request: Any) -> bool:
     return not request.resumable and all(feature.data is not None for feature in request.mm_features or ())
 
 
-def _continuation(request: Any, tokens: list[int]) -> Any:
-    if not tokens:
-        return request
-    params = request.sampling_params.clone()
-    params.extra_args = {**(params.extra_args or {}), TOKENS: list(tokens)}
-    # These went out with the first token.
-    params.prompt_logprobs = None
-    again = copy.copy(request)
-    again.sampling_params = params
-    return again
-
-
-def tokens_so_far(params: Any) -> list[int]:
-    """What a request's sampling parameters (None: it has none) bring along."""
+def tokens_so_far(params: Any, key: str = TOKENS) -> list[int]:
+    """What a request's sampling parameters (None: it has none) bring along under `key`."""
     extra = getattr(params, "extra_args", None) or {}
-    return list(extra.get(TOKENS) or ())
+    return list(extra.get(key) or ())
