@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from edgellm.errors import UsageError
+from edgellm.types.quantity import parse_duration
 
 
 class Fabric(StrEnum):
@@ -150,6 +151,27 @@ Patience = Annotated[
         help="When a host is lost, look so long for others to go on with; 0: the answer fails at once.",
     ),
 ]
+Silence = Annotated[
+    str,
+    typer.Option(
+        "--silence",
+        metavar="TIME",
+        help="A host that says nothing for so long is taken for lost; they speak each second. One whose process dies is noticed "
+        "at once.",
+    ),
+]
+
+
+def silence_s(text: str) -> float:
+    """Seconds. Raises UsageError for what would take busy hosts for lost ones."""
+    seconds = parse_duration(text)
+    if not 2 <= seconds <= 600:
+        raise UsageError(
+            f"--silence {text} is not possible: hosts speak once in a second", remedy="choose 2s to 10m"
+        )
+    return seconds
+
+
 Network = Annotated[
     Fabric,
     typer.Option(

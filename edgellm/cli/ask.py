@@ -79,6 +79,7 @@ def ask(
     max_load: options.MaxLoad = None,
     spares: options.Spares = 0,
     patience: options.Patience = "60s",
+    silence: options.Silence = "4s",
     network: options.Network = options.Fabric.OVERLAY,
     isolation: options.IsolationOption = options.Isolation.BWRAP,
     disaggregate: options.DisaggregateOption = options.Disaggregate.NEVER,
@@ -161,6 +162,7 @@ def ask(
         max_load=max_load,
         spares=spares,
         patience_s=parse_duration(patience),
+        silence_s=options.silence_s(silence),
     )
     # Whoever demands two clusters has them share, however short the prompt.
     shares_always = kv_share or disaggregate is options.Disaggregate.ALWAYS

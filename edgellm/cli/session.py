@@ -60,6 +60,7 @@ def open_(
     max_load: options.MaxLoad = None,
     spares: options.Spares = 0,
     patience: options.Patience = "10m",
+    silence: options.Silence = "4s",
     network: options.Network = options.Fabric.OVERLAY,
     isolation: options.IsolationOption = options.Isolation.BWRAP,
     kv_share: options.KvShare = None,
@@ -129,6 +130,7 @@ def open_(
         max_cost_s=max_cost_s,
         spares=spares,
         patience_s=parse_duration(patience),
+        silence_s=options.silence_s(silence),
     )
     with ended_like_ctrl_c() if foreground else nullcontext():
         with BringUpView(errors, quiet=quiet) as view:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
 from edgellm.errors import UsageError
+from edgellm.leasing import SILENCE_S
 from edgellm.types.model import ModelShape
 from edgellm.types.plan import PlanRequest, Workload
 from edgellm.types.request import Question
@@ -42,6 +43,8 @@ class Wanted:
     """Refuse rather than answer at less than this many tokens a second, by prediction."""
     patience_s: float = 60.0
     """How long others are looked for when a host is lost, before the answer fails; 0: not at all."""
+    silence_s: float = SILENCE_S
+    """A host that says nothing for so long is lost."""
     spares: int = 0
     """Hosts that stand by to take the place of one that is lost."""
     max_load: float | None = None

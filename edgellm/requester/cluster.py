@@ -177,7 +177,7 @@ async def opened(
                 kv=sharing.sharing(network, offers.digest, prefill_tok_s) if sharing else None,
                 standby=wanted.spares > 0,
             ) as head,
-            open_leases(network) as leases,
+            open_leases(network, silence_s=wanted.silence_s) as leases,
             trio.open_nursery() as nursery,
         ):
             leased_at = requester.now()

@@ -74,6 +74,7 @@ async def hold(
         max_load=order.max_load,
         spares=order.spares,
         patience_s=order.patience_s,
+        silence_s=order.silence_s,
     )
     with files.progress.open("a", buffering=1) as progress, unwrapped():
         told: Counter[str] = Counter()

@@ -36,5 +36,7 @@ class Order(msgspec.Struct, frozen=True):
     """Hosts that stand by."""
     patience_s: float = 600.0
     """How long others are looked for when a host is lost."""
+    silence_s: float = 4.0
+    """A host that says nothing for so long is lost."""
     max_cost_s: float = 0.0
     """Host-seconds that may be lent to it; 0: no limit."""
