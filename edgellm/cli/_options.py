@@ -156,8 +156,8 @@ Silence = Annotated[
     typer.Option(
         "--silence",
         metavar="TIME",
-        help="A host that says nothing for so long is taken for lost; they speak each second. One whose process dies is noticed "
-        "at once.",
+        help="A host that says nothing for so long is taken for lost; they speak each second. A dead process is noticed at "
+        "once.",
     ),
 ]
 

@@ -215,7 +215,7 @@ class Keeper:
         return tuple(
             lease
             for lease in seated
-            if lease.lost is None and (lease.ends_at is not None or lease in self._slow)
+            if lease in self.leases.held and (lease.ends_at is not None or lease in self._slow)
         )
 
     def _spare_leases(self) -> tuple[HeldLease, ...]:
