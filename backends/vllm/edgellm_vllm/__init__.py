@@ -13,6 +13,7 @@ In the cell, as those commands:
 * `ray_node`: both roles' `ray start` child. `events`: what both print.
 * `resumable_core`, `token_log`: engine cores come and go, requests go on. `configuration`: vLLM's, for a plan.
 * `progress`: from the forked engine core back to the head. `imports`, `models`: what makes imports fewer and faster.
+* `fork_server`, `fork_client`: Ray's workers on a host that is kept ready for the next cluster.
 * `measure`: what this machine's devices can do, for its advert.
 
 Inside vLLM's own processes:

@@ -10,8 +10,10 @@ import signal
 import sys
 import tempfile
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 from edgellm_vllm.events import EventStream
+from edgellm_vllm.fork_client import SOCKET_VARIABLE
 from edgellm_vllm.kv.server import kv_server
 from edgellm_vllm.kv.settings import profiles_variable, settings_from
 from edgellm_vllm.ray_node import ray_node, wait_until_answers, worker_arguments
@@ -19,6 +21,7 @@ from edgellm_vllm.ray_node import ray_node, wait_until_answers, worker_arguments
 # The head's Ray takes 2 to 5 s; the rest is for a requester on a slow machine or a slow link.
 _HEAD_TIMEOUT_S = 90.0
 _JOIN_TIMEOUT_S = 60.0
+_FORK_SERVER_TIMEOUT_S = 20.0
 
 
 class JoinError(Exception):
@@ -28,10 +31,12 @@ class JoinError(Exception):
 async def _join(options: argparse.Namespace, events: EventStream) -> None:
     address, head, devices = options.address, options.head, options.devices
     head_address, _, port = head.rpartition(":")
-    # One more for each device has imported all, too, when the rank of a lost cluster is to be followed by the next one's.
-    ahead = 2 * devices if options.standby else devices
+    forks = options.standby and options.device_kind == "cpu"
+    # Where workers cannot be forked, those for the next ranks are started with the first ones.
+    ahead = 2 * devices if options.standby and not forks else devices
     async with (
         _kv_sharing(address, options.device_kind),
+        _fork_server() if forks else contextlib.nullcontext(),
         ray_node(worker_arguments(address, head, devices, ahead)) as node,
     ):
         events.phase("head", f"wait for {head}")
@@ -50,6 +55,32 @@ async def _join(options: argparse.Namespace, events: EventStream) -> None:
         if started.done():
             events.joined()
         raise JoinError(f"Ray ended with status {await ended}")
+
+
+@contextlib.asynccontextmanager
+async def _fork_server() -> AsyncIterator[None]:
+    """What Ray's workers on this member come from."""
+    with tempfile.TemporaryDirectory(prefix="edgellm-workers-") as directory:
+        os.environ[SOCKET_VARIABLE] = str(Path(directory) / "socket")
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "edgellm_vllm.fork_server", env={**os.environ, "OMP_NUM_THREADS": "1"}
+        )
+        try:
+            # Workers that ask before it is there are ordinary ones.
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(
+                    _until_there(Path(os.environ[SOCKET_VARIABLE])), _FORK_SERVER_TIMEOUT_S
+                )
+            yield
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()
+
+
+async def _until_there(path: Path) -> None:
+    while not path.exists():
+        await asyncio.sleep(0.02)
 
 
 @contextlib.asynccontextmanager

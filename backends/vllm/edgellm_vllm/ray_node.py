@@ -7,6 +7,8 @@ import contextlib
 import sys
 from collections.abc import AsyncIterator
 
+from edgellm_vllm import fork_client
+
 # Control traffic is all that Ray's object store carries here; the smallest store that Ray accepts is 75 MiB.
 _OBJECT_STORE_BYTES = 100_000_000
 _STOP_TIMEOUT_S = 8.0
@@ -15,8 +17,11 @@ _STARTED = b"Ray runtime started"
 # Imports first and waits for a line: a worker's second of imports passes while the head's Ray starts. A head would also serve
 # Ray's remote client, for which nobody here asks and which takes a second of a core; against that Ray has no option.
 _RAY_START = (
-    "import sys, ray.scripts.scripts as scripts; "
+    "import os, sys, ray.scripts.scripts as scripts, ray._private.ray_constants as constants; "
     "scripts.get_ray_client_dependency_error = lambda: ImportError('not served'); "
+    # Ray has no option for it either: its workers come from elsewhere.
+    f"constants.SETUP_WORKER_FILENAME = {fork_client.__file__!r} "
+    f"if {fork_client.SOCKET_VARIABLE!r} in os.environ else constants.SETUP_WORKER_FILENAME; "
     "sys.stdin.readline() and scripts.main()"
 )
 
