@@ -11,6 +11,7 @@ import functools
 from typing import TYPE_CHECKING, Any
 
 import torch
+from vllm.distributed import get_pp_group
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.request import Request, RequestStatus
@@ -104,6 +105,8 @@ class ResumedRequestState(CachedRequestState):
         super().__post_init__()
         self.output_token_ids = tokens_so_far(self.sampling_params)
         self.chosen = tokens_so_far(self.sampling_params, REPLAY)
+        if self.chosen and get_pp_group().is_last_rank:
+            _REPEATING[self.req_id] = self
         drawn_by: torch.Generator | None = self.generator
         if drawn_by is not None and drawn_by.device.type == "cpu":
             assert self.sampling_params is not None
@@ -111,6 +114,10 @@ class ResumedRequestState(CachedRequestState):
         elif drawn_by is not None and self.output_token_ids:
             # Never ran: as vLLM's own way to take a draw back has it, each is four numbers on.
             drawn_by.set_offset(4 * len(self.output_token_ids))
+
+
+_REPEATING: dict[str, ResumedRequestState] = {}
+"""Of this process: those that have not all their tokens again."""
 
 
 def resume_in_rank() -> None:
@@ -131,7 +138,9 @@ def resume_in_rank() -> None:
 
 def choose_again(runner: Any, sampled: Any) -> None:
     """Puts what was chosen in place of what a rank's sampler chose, for requests whose tokens are made again."""
-    for index, request_id in enumerate(runner.input_batch.req_ids):
-        state = runner.requests[request_id]
-        if len(state.output_token_ids) < len(state.chosen):
+    for request_id, state in list(_REPEATING.items()):
+        index = runner.input_batch.req_id_to_index.get(request_id)
+        if runner.requests.get(request_id) is not state or len(state.output_token_ids) >= len(state.chosen):
+            del _REPEATING[request_id]
+        elif index is not None:
             sampled[index] = state.chosen[len(state.output_token_ids)]
