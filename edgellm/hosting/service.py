@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import socket
 import time
 from collections.abc import Callable
@@ -62,18 +63,27 @@ class HostSummary:
 class Advertiser:
     """Makes the host's current advert. Sequence numbers are milliseconds of the clock, so they grow across restarts."""
 
-    def __init__(self, name: str, peer: str, addresses: Callable[[], tuple[str, ...]], book: Book) -> None:
+    def __init__(
+        self,
+        name: str,
+        peer: str,
+        addresses: Callable[[], tuple[str, ...]],
+        book: Book,
+        *,
+        now: Callable[[], float] = time.time,
+    ) -> None:
         self._name = name
         self._peer = peer
         self._addresses = addresses
         self._sequence = 0
+        self._now = now
         self.book = book
 
     def use(self, book: Book) -> None:
         self.book = book
 
     def current(self) -> HostAdvert:
-        now = time.time()
+        now = self._now()
         self._sequence = max(self._sequence + 1, round(now * 1000))
         return make_advert(
             self.book,
@@ -97,7 +107,7 @@ def make_advert(
         name=name,
         sequence=sequence,
         issued_at=now,
-        expires_at=now + ADVERT_LIFETIME_S,
+        expires_at=min(now + ADVERT_LIFETIME_S, book.lends_until or math.inf),
         addresses=addresses,
         engine=book.engine,
         devices=devices,
@@ -108,6 +118,7 @@ def make_advert(
         free_leases=book.free_leases,
         draining=book.draining,
         lent_memory_bytes=sum(device.memory_bytes for device in book.devices),
+        lends_until=book.lends_until,
     )
 
 

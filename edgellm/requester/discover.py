@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -59,7 +60,7 @@ async def discover(
         Offers(
             digest,
             tuple(
-                _candidate(sighting, digest, (freed or {}).get(sighting.advert.peer))
+                _candidate(sighting, digest, (freed or {}).get(sighting.advert.peer), now())
                 for sighting, offer in willing
                 if offer.digest == digest
             ),
@@ -73,7 +74,7 @@ async def discover(
     )
 
 
-def _candidate(sighting: Sighting, digest: str, freed: Lent | None) -> Candidate:
+def _candidate(sighting: Sighting, digest: str, freed: Lent | None, now: float) -> Candidate:
     advert = sighting.advert
     devices = free_devices(advert)
     if freed is not None:
@@ -90,6 +91,7 @@ def _candidate(sighting: Sighting, digest: str, freed: Lent | None) -> Candidate
         fabrics=advert.fabrics,
         round_trip_s=sighting.round_trip_s,
         load=advert.load,
+        lends_for_s=math.inf if advert.lends_until is None else max(0.0, advert.lends_until - now),
     )
 
 
