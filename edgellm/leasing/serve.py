@@ -122,6 +122,10 @@ class LeaseServer:
         self._idle = trio.Condition()
         self.book = book
 
+    @property
+    def peer(self) -> str:
+        return self._network.peer
+
     def attach(self) -> None:
         self._network.serve(PROTOCOL, self._serve)
 
