@@ -101,28 +101,30 @@ class SimulatedEngine(EngineClient):
         self, request: backend_pb2.GenerateRequest
     ) -> AsyncGenerator[backend_pb2.GenerateEvent, None]:
         prompt = list(request.tokens.ids)
-        answered: list[int] = []
+        tokens = greedy(prompt)
+        answered = 0
         computed_by: Run | None = None
         self._waiting += 1
         try:
-            while len(answered) < request.sampling.max_tokens:
+            while answered < request.sampling.max_tokens:
                 run = self._run
                 if run is None or not run.is_whole():
                     await trio.sleep(STILL_S)
                     continue
                 if run is not computed_by:
                     # Whoever is new has no KV cache of what came before.
-                    await trio.sleep((len(prompt) + len(answered)) / run.pace.prefill_tok_s)
+                    await trio.sleep((len(prompt) + answered) / run.pace.prefill_tok_s)
                     computed_by = run
                 await trio.sleep(run.pace.token_s)
                 if run is not self._run or not run.is_whole():
                     continue
-                answered.append(next(greedy(prompt + answered)))
+                token = next(tokens)
+                answered += 1
                 yield backend_pb2.GenerateEvent(
-                    token_ids=answered[-1:],
-                    text=f"{answered[-1]} ",
+                    token_ids=[token],
+                    text=f"{token} ",
                     prompt_tokens=len(prompt),
-                    finish_reason="length" if len(answered) == request.sampling.max_tokens else "",
+                    finish_reason="length" if answered == request.sampling.max_tokens else "",
                 )
         finally:
             self._waiting -= 1
