@@ -40,6 +40,7 @@ PROTOCOL = TProtocol("/edgellm/kad/1.0.0")
 PROVIDER_TTL_S = 1200
 PROVIDERS_PER_KEY = 200
 REPROVIDE_INTERVAL_S = 400.0  # two announcements may get lost before a record expires
+SOON_AGAIN_S = 25.0  # after the first announcement; then twice as long each time, while few hold the record
 EXPIRY_INTERVAL_S = 60.0
 QUERY_TIMEOUT_S = 4.0
 MAX_PROVIDERS = 1000
@@ -48,6 +49,7 @@ _INBOUND_STREAMS = 64
 _IDENTIFY_S = 5.0
 _FEW = 5  # peers in the routing table, with which whoever is connected is asked as well
 _SENT_AT_ONCE = 10
+_SAFE_HOLDERS = 10
 
 
 def _tune() -> None:
@@ -126,7 +128,7 @@ class ProviderDirectory:
 
         async def ask(peer: ID) -> Answer[ID, PeerInfo] | None:
             answer = await get_providers(self._host, peer, raw_key, PROTOCOL, timeout_s=QUERY_TIMEOUT_S)
-            if answer is None:
+            if answer is None and not self._host.get_network().get_connections(peer):
                 # Others ask this node who is close, and should not be sent to those that are gone.
                 table.remove_peer(peer)
             return answer
@@ -142,7 +144,8 @@ class ProviderDirectory:
                 addresses = dict.fromkeys(map(without_peer, written(info.addrs)))
                 found[peer] = PeerAddress(peer, tuple(addresses))
 
-    async def _announce(self, key: str) -> None:
+    async def _announce(self, key: str) -> int:
+        """Returns how many peers were told."""
         raw_key = _key_bytes(key)
         async with self._announcing:  # one at a time: receivers limit how many come from one sender
             store = self._dht.provider_store
@@ -150,23 +153,29 @@ class ProviderDirectory:
             # libp2p's own way sends it to the closest that it has heard of, of which many may be gone.
             looked = await self._look_up(raw_key, lambda infos: None)
             sending = trio.CapacityLimiter(_SENT_AT_ONCE)
+            told = 0
 
             async def send(peer: ID) -> None:
+                nonlocal told
                 async with sending:
                     with trio.move_on_after(QUERY_TIMEOUT_S):
-                        await store._send_add_provider(peer, raw_key)
+                        told += await store._send_add_provider(peer, raw_key)
 
             async with trio.open_nursery() as nursery:
                 for peer in looked.closest:
                     nursery.start_soon(send, peer)
         if key not in self._keys:
             self.withdraw(key)
+        return told
 
     async def _announce_again(self) -> None:
+        interval_s = SOON_AGAIN_S
         while True:
-            await trio.sleep(REPROVIDE_INTERVAL_S)
-            for key in tuple(self._keys):
-                await self._announce(key)
+            await trio.sleep(interval_s)
+            told = [await self._announce(key) for key in tuple(self._keys)]
+            # A record that few hold goes with them, and one who has just come knows few.
+            is_safe = bool(told) and min(told) >= _SAFE_HOLDERS
+            interval_s = REPROVIDE_INTERVAL_S if is_safe else min(2 * interval_s, REPROVIDE_INTERVAL_S)
 
     async def _forget_expired(self) -> None:
         while True:

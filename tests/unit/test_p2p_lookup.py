@@ -95,9 +95,9 @@ async def test_half_of_all_leave_at_once(how: str, seed: int, autojump_clock: Mo
     found, looked, took_s = await dht.find(key, [*start, left[0]])
     assert found == {"alice", "bob", "carol"}
     assert set(looked.closest) <= set(left)
-    assert len(set(looked.closest) & set(dht.closest(key, left))) >= K - 2
-    # One that is deaf costs those that ask 4 s.
-    assert took_s < 3.0
+    assert len(set(looked.closest) & set(dht.closest(key, left))) >= K - 4
+    # As long as one that is deaf costs who waits for it, and half of them are deaf.
+    assert took_s < TIMEOUT_S
 
 
 async def test_where_nothing_was_found_the_late_ones_are_waited_for(autojump_clock: MockClock) -> None:
