@@ -36,17 +36,6 @@ def format_duration(seconds: float) -> str:
     return " ".join(f"{count}{unit}" for count, unit in parts if count) or "0s"
 
 
-def parse_duration(text: str) -> float:
-    """Seconds in "90s", "15m", "2h" or plain seconds; 0 means no limit. Raises UsageError."""
-    found = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?)([smh]?)", text)
-    if found is None:
-        raise UsageError(f"{text!r} is no duration", remedy="write for example 90s, 15m or 2h")
-    seconds = float(found[1]) * _UNITS_S[found[2] or "s"]
-    if seconds > _MOST_S:
-        raise UsageError(f"{text!r} is longer than 10 years", remedy="0 means no limit")
-    return seconds
-
-
 def parse_bytes(text: str) -> int:
     """Bytes in "2GiB", "1.5 gb" (powers of 1000), "512M" (powers of 1024, as in `docker run -m`) or "1048576".
 
