@@ -8,7 +8,8 @@
 * `cold_ask`: from the command to an open session's engine
 * `idle`: what a host costs while nobody asks
 * `overlay`, `overlay_member`, `overlay_traffic`: cells joined by an overlay, and plain TCP
+* `simulate`: a swarm of 500 under churn in virtual time; `simulated_swarm` runs it, `churn` draws who comes, leaves and asks
 * `by_hand`, `by_hand_engine`: Ray and vLLM on machines of a test network as their documentation says, without EdgeLLM
 
-The machines are those of the system tests (`tests.system.lan`): network namespaces on a bridge. Needs root.
+The machines are those of the system tests (`tests.system.lan`): network namespaces on a bridge. Needs root, all but `simulate`.
 """

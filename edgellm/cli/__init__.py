@@ -1,7 +1,7 @@
 """The command line: one file a verb, registered here; plumbing in files with an underscore.
 
 ask      one question: a cluster for it alone, or an open session
-host     lend this machine's devices
+host     lend this machine's devices; pause, resume, status of a host that runs
 session  keep a cluster open
 console  all of it in a browser
 kv       what is kept of KV caches
@@ -27,7 +27,7 @@ from edgellm.cli.bootstrap import bootstrap
 from edgellm.cli.console import console
 from edgellm.cli.demo import demo
 from edgellm.cli.doctor import doctor
-from edgellm.cli.host import host
+from edgellm.cli.host import app as host_app
 from edgellm.cli.kv import app as kv_app
 from edgellm.cli.models import models
 from edgellm.cli.peers import peers
@@ -42,7 +42,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command()(ask)
-app.command()(host)
+app.add_typer(host_app, name="host")
 app.add_typer(session_app, name="session")
 app.command()(console)
 app.add_typer(kv_app, name="kv")

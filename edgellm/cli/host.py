@@ -1,8 +1,11 @@
-"""`edgellm host`: lend this machine's devices."""
+"""`edgellm host`: lend this machine's devices, and have them back for a while."""
 
 from __future__ import annotations
 
+import json
 import signal
+import time
+from datetime import datetime
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -10,21 +13,37 @@ from rich.markup import escape
 
 from edgellm.cli import _options as options
 from edgellm.cli._output import say
-from edgellm.errors import UsageError
-from edgellm.types.quantity import format_bytes, parse_bytes
+from edgellm.errors import LeaseError, UsageError
+from edgellm.types.quantity import format_bytes, format_duration, parse_bytes, parse_duration
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from edgellm.hosting.control import HostStatus
     from edgellm.hosting.options import HostOptions
     from edgellm.hosting.service import HostSummary
+    from edgellm.paths import Paths
+
+FREED_S = 15.0
+"""What a host may take to end a cell whose time is over."""
+POLL_S = 0.3
 
 
+app = typer.Typer(invoke_without_command=True)
+
+
+@app.callback()
 def host(
+    invocation: typer.Context,
     model: Annotated[
-        list[str],
+        list[str] | None,
         typer.Option(
-            "--model", "-m", metavar="MODEL", help="A directory or a Hugging Face id. May be repeated."
+            "--model",
+            "-m",
+            metavar="MODEL",
+            help="A directory or a Hugging Face id. Required; may be repeated.",
         ),
-    ],
+    ] = None,
     listen: Annotated[
         list[str] | None,
         typer.Option(
@@ -96,24 +115,45 @@ def host(
     ] = None,
     grace: Annotated[
         float,
-        typer.Option("--grace", min=0.0, metavar="SECONDS", help="What running leases get after Ctrl-C."),
+        typer.Option(
+            "--grace", min=0.0, metavar="SECONDS", help="What running leases get after Ctrl-C and in a pause."
+        ),
     ] = 30.0,
+    until: Annotated[
+        str | None,
+        typer.Option(
+            "--until",
+            metavar="TIME",
+            help="Stop then: 18:00 (the next such time), 2h, or 2026-05-01T18:00. Requesters know it beforehand.",
+        ),
+    ] = None,
 ) -> None:
     """Lend this machine's devices for a model.
 
     Requesters' code runs in a sandbox: it sees the model and nothing else of this machine, and no network but its cluster's.
-    Ctrl-C stops lending: no new leases, running ones get a grace period; Ctrl-C again ends them now.
+    Ctrl-C stops lending: no new leases, running ones get a grace period; Ctrl-C again ends them now. When you need the machine
+    for a while, say `edgellm host pause` in another terminal.
 
     Examples:
 
       edgellm host --model Qwen/Qwen3-8B
 
+      edgellm host --model Qwen/Qwen3-8B --until 18:00
+
+      edgellm host pause --for 2h
+
       edgellm host --model ./my-model --memory 6GiB --bootstrap /ip4/192.168.1.7/tcp/4001/p2p/12D3Koo...
     """
+    if invocation.invoked_subcommand is not None:
+        return
+    if not model:
+        raise UsageError("missing option '--model' / '-m'", remedy="see `edgellm host --help`")
     from edgellm.discovery.bootstrap import bootstrap_peers
+    from edgellm.hosting.hours import parse_until
     from edgellm.hosting.options import HostOptions
     from edgellm.paths import default_paths
 
+    ends_at = None if until is None else parse_until(until, _now())
     paths = default_paths()
     if overlay_port and max_leases > 1:
         raise UsageError(
@@ -142,8 +182,171 @@ def host(
         kv_quota_bytes=parse_quota(kv_quota),
         ipfs=ipfs or "",
         grace_s=grace,
+        until=ends_at,
     )
     _run(host_options)
+
+
+Name = Annotated[
+    str | None,
+    typer.Option(
+        "--name",
+        metavar="NAME",
+        help="Which host, where several run here: its name, or the end of its peer id.",
+    ),
+]
+
+
+@app.command()
+def pause(
+    for_: Annotated[
+        str | None,
+        typer.Option(
+            "--for", metavar="TIME", help="Lend again after 2h, 30m, 90s. Default: when `resume` is said."
+        ),
+    ] = None,
+    within: Annotated[
+        str | None,
+        typer.Option(
+            "--within", metavar="TIME", help="What running leases get. Default: the host's --grace."
+        ),
+    ] = None,
+    now: Annotated[bool, typer.Option("--now", help="They get nothing: all is free at once.")] = False,
+    name: Name = None,
+) -> None:
+    """Take this machine back for a while: the running host lends nothing until it resumes.
+
+    Requesters are told, and move to other hosts where there are any. Returns when memory and devices are free; Ctrl-C stops the
+    waiting, not the pause.
+
+    Examples:
+
+      edgellm host pause
+
+      edgellm host pause --for 2h --within 30s
+    """
+    from edgellm.hosting.control import Pause, tell
+    from edgellm.paths import default_paths
+
+    if now and within is not None:
+        raise UsageError("--now and --within exclude each other", remedy="leave out one of them")
+    order = Pause(
+        within_s=0.0 if now else None if within is None else parse_duration(within),
+        for_s=None if for_ is None else parse_duration(for_),
+    )
+    if order.for_s == 0:
+        raise UsageError(
+            "a pause for no time is none", remedy="leave out --for: it ends with `edgellm host resume`"
+        )
+    path = _find(default_paths(), name)
+    status = tell(path, order)
+    ends = (
+        "when you say: edgellm host resume"
+        if status.resumes_at is None
+        else f"at {_clock(status.resumes_at)}"
+    )
+    say(f"[bold]{escape(status.name)}[/] is paused: it takes no new leases. It lends again {ends}")
+    if status.leases:
+        number = len(status.leases)
+        left_s = max(0.0, (status.leases_end_at or 0.0) - time.time())
+        say(f"{number} running lease{'s' if number > 1 else ''}: {left_s:.0f} s to move elsewhere, then gone")
+        _await_free(path, left_s)
+    say("[green]free[/]: nothing of this machine is lent")
+
+
+@app.command()
+def resume(name: Name = None) -> None:
+    """Lend again after a pause."""
+    from edgellm.hosting.control import Resume, Status, tell
+    from edgellm.paths import default_paths
+
+    path = _find(default_paths(), name)
+    was = tell(path, Status()).state
+    status = tell(path, Resume())
+    say(
+        f"[bold]{escape(status.name)}[/] lends "
+        + ("again" if was == "paused" else "already: it was not paused")
+    )
+
+
+@app.command()
+def status(name: Name = None, as_json: options.Json = False) -> None:
+    """Show the hosts of this user that run on this machine: to whom they lend, and until when."""
+    from edgellm.hosting.control import running, sockets, the_one
+    from edgellm.paths import default_paths
+
+    paths = default_paths()
+    hosts = running(sockets(paths.runtime, paths.cache))
+    if name is not None:
+        wanted = the_one(hosts, name)
+        hosts = [(path, shown) for path, shown in hosts if path == wanted]
+    if as_json:
+        import msgspec
+
+        print(json.dumps([msgspec.to_builtins(shown) for _, shown in hosts], ensure_ascii=False))
+        return
+    if not hosts:
+        say("no host of this user runs here")
+    for _, shown in hosts:
+        for line in status_lines(shown, time.time()):
+            print(line)
+
+
+def status_lines(status: HostStatus, now: float) -> list[str]:
+    """How a host is, for people; the first line says the most."""
+    state = status.state
+    if status.state == "paused":
+        state += (
+            f" until {_clock(status.resumes_at)}"
+            if status.resumes_at
+            else " until you say: edgellm host resume"
+        )
+    elif status.until is not None:
+        state += f" until {_clock(status.until)}"
+    lines = [
+        f"{status.name}: {state}",
+        f"  models  {', '.join(status.models)}",
+        f"  memory  {format_bytes(status.free_memory_bytes)} of {format_bytes(status.lent_memory_bytes)} free",
+        f"  leases  {len(status.leases)} of {status.max_leases}",
+    ]
+    if status.leases and status.leases_end_at is not None:
+        lines[-1] += f", ending in {format_duration(status.leases_end_at - now)}"
+    for lease in status.leases:
+        lines.append(
+            f"    layers {lease.first_layer}-{lease.end_layer - 1} of {lease.model}, {format_bytes(lease.memory_bytes)}, "
+            f"for …{lease.requester[-8:]} since {format_duration(now - lease.granted_at)}"
+        )
+    return lines
+
+
+def _find(paths: Paths, name: str | None) -> Path:
+    from edgellm.hosting.control import running, sockets, the_one
+
+    return the_one(running(sockets(paths.runtime, paths.cache)), name)
+
+
+def _await_free(path: Path, left_s: float) -> None:
+    """Returns when the host has no lease any more. Raises LeaseError when it goes on having some long after it may."""
+    from edgellm.hosting.control import Status, tell
+
+    gives_up = time.monotonic() + left_s + FREED_S
+    while tell(path, Status()).leases:
+        if time.monotonic() > gives_up:
+            raise LeaseError(
+                f"a lease has not ended {FREED_S:g} s after it had to",
+                remedy="stop the host with Ctrl-C twice, and please report this",
+            )
+        time.sleep(POLL_S)
+
+
+def _clock(unix_s: float) -> str:
+    from edgellm.hosting.hours import format_moment
+
+    return format_moment(unix_s, _now())
+
+
+def _now() -> datetime:
+    return datetime.now().astimezone()
 
 
 def parse_quota(text: str | None) -> int | None:
@@ -207,6 +410,8 @@ def show_summary(summary: HostSummary) -> None:
     say(f"  peer id  {summary.peer}")
     for address in summary.addresses:
         say(f"  address  {address}")
+    if summary.until is not None:
+        say(f"  until    {_clock(summary.until)}, in {format_duration(summary.until - time.time())}")
     say(
         f"join through it: [bold]--bootstrap {summary.addresses[0]}[/]"
         if summary.addresses

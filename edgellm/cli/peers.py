@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import TYPE_CHECKING
 
 from rich.markup import escape
@@ -11,10 +12,11 @@ from rich.table import Table
 from edgellm.cli import _options as options
 from edgellm.cli._look import look, tell_refused
 from edgellm.cli._output import say, tables
-from edgellm.types.quantity import format_bytes
+from edgellm.types.quantity import format_bytes, format_duration
 
 if TYPE_CHECKING:
     from edgellm.discovery.collect import Sighting
+    from edgellm.types.advert import HostAdvert
 
 
 def peers(
@@ -53,11 +55,18 @@ def table(sightings: tuple[Sighting, ...]) -> Table:
             f"{len(advert.devices)} × {escape(', '.join(kinds))}",
             format_bytes(advert.free_memory_bytes),
             f"{bandwidth / 1e9:.0f} GB/s",
-            "draining" if advert.draining else str(advert.free_leases),
+            _leases(advert),
             f"{sighting.round_trip_s * 1000:.0f} ms",
             escape(", ".join(offer.name for offer in advert.models)),
         )
     return shown
+
+
+def _leases(advert: HostAdvert) -> str:
+    if advert.draining:
+        return "draining"
+    ends = "" if advert.lends_until is None else f", for {format_duration(advert.lends_until - time.time())}"
+    return f"{advert.free_leases}{ends}"
 
 
 def report(sighting: Sighting) -> dict[str, object]:
@@ -86,6 +95,7 @@ def report(sighting: Sighting) -> dict[str, object]:
         "free_memory_bytes": advert.free_memory_bytes,
         "free_leases": advert.free_leases,
         "draining": advert.draining,
+        "lends_until": advert.lends_until,
         "load": advert.load,
         "fabrics": advert.fabrics,
         "models": [

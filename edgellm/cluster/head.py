@@ -15,7 +15,7 @@ from edgellm.cluster.assemble import HeadDoor, head_alone
 from edgellm.cluster.door import open_door, reachable_hosts
 from edgellm.cluster.member import Machine, RunningMember
 from edgellm.cluster.switchboard import Switchboard
-from edgellm.engine.client import EngineClient, open_engine
+from edgellm.engine.client import EngineClient
 from edgellm.errors import CellError, EngineError
 from edgellm.p2p.network import Network
 from edgellm.types.plan import ClusterPlan, KvSharing, PlanRequest, StagePlan
@@ -151,7 +151,7 @@ async def open_head(
             machine.open_member(switchboard, alone, alone.head, door, model_directory) as member,
             # Inside the member's context, so that its end, when the body leaves, is not taken for a failure.
             trio.open_nursery() as nursery,
-            open_engine(member.engine_socket) as engine,
+            member.open_engine(member.engine_socket) as engine,
         ):
             head = Head(alone, member, engine)
             nursery.start_soon(head.watch, on_progress)

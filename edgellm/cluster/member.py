@@ -21,6 +21,7 @@ from edgellm.cluster.scratch import scratch_directory
 from edgellm.cluster.switchboard import PlanInForce, Switchboard
 from edgellm.engine.backend import Backend, DeviceKind, MemberSpec, Role
 from edgellm.engine.backend import KvSharing as EngineKvSharing
+from edgellm.engine.client import EngineClient, open_engine
 from edgellm.errors import CellError
 from edgellm.overlay.overlay import Overlay, OverlayMember, OverlaySpec, open_overlay
 from edgellm.types.plan import ClusterPlan, KvSharing, Member
@@ -53,6 +54,8 @@ class RunningMember:
     """Where the engine sees the model."""
     amend: Callable[[ClusterPlan], Awaitable[None]]
     """Goes by another plan of the same cluster from now on, in which this member keeps its address. Raises CellError."""
+    open_engine: Callable[[Path], AbstractAsyncContextManager[EngineClient]] = open_engine
+    """What makes a client of the engine."""
 
 
 class PieceServer(Protocol):

@@ -210,6 +210,18 @@ async def stop_host(host: HostId, sources: Given) -> Response:
     return Response(status_code=204)
 
 
+@router.post("/hosts/{host}/pause", responses=_errors(404, 422), tags=["hosts"])
+async def pause_host(host: HostId, sources: Given) -> views.Host:
+    """The host lends nothing until it resumes: no new leases from now on, running ones end in a moment."""
+    return await sources.hosts.pause(host)
+
+
+@router.post("/hosts/{host}/resume", responses=_errors(404, 422), tags=["hosts"])
+async def resume_host(host: HostId, sources: Given) -> views.Host:
+    """The host lends again."""
+    return await sources.hosts.resume(host)
+
+
 @router.get("/hosts/{host}/log", responses=_errors(404, 422), tags=["hosts"])
 async def host_log(host: HostId, sources: Given) -> views.HostLog:
     return views.HostLog(lines=list(sources.hosts.log(host)))

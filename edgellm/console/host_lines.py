@@ -24,10 +24,14 @@ def noted(host: views.Host, line: str) -> views.Host:
         return host.model_copy(
             update={"state": "ready", "address": found[1], "peer": found[2], "detail": "lends"}
         )
-    if line.startswith("draining") and host.state == "ready":
+    if line.startswith("draining") and host.state in ("ready", "paused"):
         return host.model_copy(update={"state": "stopping", "detail": line})
+    if line.startswith("paused") and host.state == "ready":
+        return host.model_copy(update={"state": "paused", "detail": line})
+    if line.startswith("lends again") and host.state == "paused":
+        return host.model_copy(update={"state": "ready", "detail": "lends"})
     # Once it is ready, what it is at is told by the swarm.
-    return host if host.state == "ready" else host.model_copy(update={"detail": line})
+    return host if host.state in ("ready", "paused") else host.model_copy(update={"detail": line})
 
 
 def ended(host: views.Host, status: int) -> views.Host:

@@ -23,6 +23,7 @@ from edgellm.console.host_lines import GRACE_S, command_of, ended, noted
 from edgellm.console.membership import Place
 from edgellm.console.sources import Busy, NotKnown, NotOffered
 from edgellm.errors import DiskFull, UsageError
+from edgellm.hosting.control import SOCKET, Order, Pause, Resume, tell
 
 log = structlog.get_logger(__name__)
 
@@ -48,6 +49,7 @@ class _Running:
     process: subprocess.Popen[bytes]
     lock: int
     """A file descriptor that keeps its home for it."""
+    home: Path
     lines: deque[str] = field(default_factory=lambda: deque(maxlen=KEPT_LINES))
     over: trio.Event = field(default_factory=trio.Event)
 
@@ -123,7 +125,7 @@ class LocalHosts:
         except OSError:
             os.close(lock)
             raise
-        running = self._running[host.id] = _Running(host, process, lock)
+        running = self._running[host.id] = _Running(host, process, lock, self._homes / str(number))
         self._nursery.start_soon(self._attend, running)
         return host
 
@@ -131,6 +133,19 @@ class LocalHosts:
         running = self._find(host)
         await self._end(running)
         self._running.pop(host, None)
+
+    async def pause(self, host: str) -> views.Host:
+        return await self._order(host, Pause(), "paused")
+
+    async def resume(self, host: str) -> views.Host:
+        return await self._order(host, Resume(), "lends again")
+
+    async def _order(self, host: str, order: Order, line: str) -> views.Host:
+        running = self._find(host)
+        await trio.to_thread.run_sync(tell, running.home / "run" / SOCKET, order)
+        # It says so itself, too; whoever asked is told at once.
+        running.host = noted(running.host, line)
+        return running.host
 
     async def stop_all(self) -> None:
         """All at once; returns when they have ended."""
@@ -245,6 +260,12 @@ class NoHosts:
 
     async def stop(self, host: str) -> None:
         self.one(host)
+
+    async def pause(self, host: str) -> views.Host:
+        return self.one(host)
+
+    async def resume(self, host: str) -> views.Host:
+        return self.one(host)
 
     def log(self, host: str) -> tuple[str, ...]:
         raise NotKnown(f"no host {host!r} was started from here")

@@ -88,6 +88,16 @@ def pages(sources: Sources) -> APIRouter:
         await sources.hosts.stop(host)
         return RedirectResponse("/#hosts-title", 303)
 
+    @router.post("/console/hosts/{host}/pause")
+    async def pause_host(host: str) -> Response:
+        await sources.hosts.pause(host)
+        return RedirectResponse("/#hosts-title", 303)
+
+    @router.post("/console/hosts/{host}/resume")
+    async def resume_host(host: str) -> Response:
+        await sources.hosts.resume(host)
+        return RedirectResponse("/#hosts-title", 303)
+
     @router.get("/console/machine")
     async def machine() -> Response:
         return await desk.machine()

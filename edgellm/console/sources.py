@@ -118,6 +118,12 @@ class HostSource(Protocol):
     async def stop(self, host: str) -> None:
         """Returns when its process has ended; one that has ended is forgotten. Raises NotKnown."""
 
+    async def pause(self, host: str) -> views.Host:
+        """It lends nothing until `resume`; running leases get what they get when it stops. Raises NotKnown, NetworkError."""
+
+    async def resume(self, host: str) -> views.Host:
+        """Raises NotKnown, NetworkError, UsageError for one that is about to end."""
+
     def log(self, host: str) -> tuple[str, ...]:
         """The last lines it said. Raises NotKnown."""
 

@@ -312,7 +312,7 @@ class Timings(View):
 
 # --- hosts on this machine -----------------------------------------------------------------------------------------
 
-HostState = Literal["starting", "ready", "stopping", "ended"]
+HostState = Literal["starting", "ready", "paused", "stopping", "ended"]
 
 
 class Host(View):

@@ -5,6 +5,7 @@ codec      HostAdvert <-> signed envelope
 check      whether an advert may be believed (pure)
 publish    a host's side: announce, and answer for the advert
 collect    a requester's side: find, ask, check, keep what is good and count what is not
+patience   how long to wait for hosts that have not answered (pure)
 versions   which versions of which models hosts offer (pure)
 
 Uses `edgellm.p2p.network`; knows nothing of plans and leases.

@@ -16,6 +16,7 @@ MAX_ADVERT_BYTES = 64 * 1024
 MAX_LISTED = 64
 """Devices, models or addresses in one advert."""
 MAX_TEXT = 256
+_LAST_UNIX_MS = 253_402_300_799_000  # the year 9999
 
 
 def seal_advert(advert: HostAdvert, identity: Identity) -> bytes:
@@ -86,6 +87,7 @@ def _to_wire(advert: HostAdvert) -> wire_pb2.HostAdvert:
         free_leases=advert.free_leases,
         draining=advert.draining,
         lent_memory_bytes=advert.lent_memory_bytes,
+        lends_until_unix_ms=round((advert.lends_until or 0) * 1000),
     )
 
 
@@ -130,6 +132,7 @@ def _from_wire(message: wire_pb2.HostAdvert) -> HostAdvert:
         free_leases=message.free_leases,
         draining=message.draining,
         lent_memory_bytes=message.lent_memory_bytes,
+        lends_until=_moment(message.lends_until_unix_ms),
     )
 
 
@@ -151,6 +154,12 @@ def _positive(value: float, what: str) -> float:
     if not 0 < value < 1e18:  # also refuses NaN
         raise ProtocolViolation(f"a {what} of {value} in an advert")
     return value
+
+
+def _moment(unix_ms: int) -> float | None:
+    if unix_ms > _LAST_UNIX_MS:
+        raise ProtocolViolation("a moment after the end of the calendar in an advert")
+    return unix_ms / 1000 or None
 
 
 def _digest(value: bytes) -> str:

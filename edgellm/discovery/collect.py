@@ -12,6 +12,7 @@ import trio
 from edgellm.discovery.check import fault
 from edgellm.discovery.codec import MAX_ADVERT_BYTES, open_advert
 from edgellm.discovery.keys import HOSTS_KEY, model_key
+from edgellm.discovery.patience import patience_s
 from edgellm.discovery.publish import PROTOCOL
 from edgellm.errors import NetworkError, ProtocolViolation
 from edgellm.p2p.framing import MessageStream
@@ -21,6 +22,8 @@ from edgellm.wire import wire_pb2
 
 ASK_TIMEOUT_S = 5.0
 MAX_ASKED_AT_ONCE = 32
+TURN_S = 0.5
+"""After so long another host is asked as well, though this one has not answered."""
 MAX_PROVIDERS = 512
 
 
@@ -53,6 +56,8 @@ class Found:
     """Why adverts were not believed, and how many of each: "forged", "expired", "unreachable", ..."""
     listed: int
     """How many providers the DHT listed."""
+    unanswered: int = 0
+    """Of them, those that were not waited for any longer."""
 
 
 async def find_hosts(
@@ -62,8 +67,11 @@ async def find_hosts(
     book: SequenceBook,
     now: Callable[[], float],
     timeout_s: float = ASK_TIMEOUT_S,
+    patient: bool = True,
 ) -> Found:
-    """Asks every host that the DHT lists for `model` (all hosts when None) for its advert; takes one `timeout_s`.
+    """Asks every host that the DHT lists for `model` (all hosts when None) for its advert; each has `timeout_s`.
+
+    Who is not `patient` waits no longer than `edgellm.discovery.patience` says for hosts that take longer than the others.
 
     Raises DiscoveryError or NetworkError only when the DHT cannot be asked at all.
     """
@@ -72,21 +80,49 @@ async def find_hosts(
     sightings: list[Sighting] = []
     refused: Counter[str] = Counter()
     slots = trio.CapacityLimiter(MAX_ASKED_AT_ONCE)
+    answered_s: list[float] = []
+    asked: dict[str, tuple[float, trio.CancelScope]] = {}
+    """Those that have not answered yet, since when, and what ends the waiting."""
+    unanswered = 0
 
-    async def ask(provider: PeerAddress) -> None:
-        async with slots:
+    def limit_s() -> float:
+        return timeout_s if patient else min(timeout_s, patience_s(answered_s))
+
+    async def ask(provider: PeerAddress, over: trio.Event) -> None:
+        nonlocal unanswered
+        begun = trio.current_time()
+        with trio.CancelScope(deadline=begun + limit_s()) as waiting:
+            asked[provider.peer] = (begun, waiting)
             try:
                 sightings.append(await ask_host(network, provider, book=book, now=now, timeout_s=timeout_s))
+                answered_s.append(trio.current_time() - begun)
             except ProtocolViolation as error:
                 refused[getattr(error, "fault", "malformed")] += 1
             except NetworkError:
                 refused["unreachable"] += 1
+        del asked[provider.peer]
+        over.set()
+        if waiting.cancelled_caught and trio.current_time() - begun < timeout_s:
+            unanswered += 1
+        elif waiting.cancelled_caught:
+            refused["unreachable"] += 1
+        for since, other in asked.values():
+            other.deadline = since + limit_s()
 
     async with trio.open_nursery() as nursery:
+
+        async def ask_in_turn(provider: PeerAddress) -> None:
+            async with slots:
+                over = trio.Event()
+                nursery.start_soon(ask, provider, over)
+                # Those that are gone are not to keep others from being asked.
+                with trio.move_on_after(TURN_S):
+                    await over.wait()
+
         for provider in providers[:MAX_PROVIDERS]:
-            nursery.start_soon(ask, provider)
+            nursery.start_soon(ask_in_turn, provider)
     sightings.sort(key=lambda sighting: sighting.advert.peer)
-    return Found(tuple(sightings), dict(refused), len(providers))
+    return Found(tuple(sightings), dict(refused), len(providers), unanswered)
 
 
 class UnbelievableAdvert(ProtocolViolation):

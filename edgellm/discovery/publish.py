@@ -32,8 +32,11 @@ class Publisher:
         """Serves the advert and puts provider records into the DHT for every model in it."""
         self._network.serve(PROTOCOL, self._answer)
         names = [name for offer in self._current().models for name in (offer.name, offer.digest)]
-        self._keys = (HOSTS_KEY, *(model_key(name) for name in names))
-        for key in self._keys:
+        self._keys = keys = (HOSTS_KEY, *(model_key(name) for name in names))
+        for key in keys:
+            if self._keys is not keys:
+                # Withdrawn meanwhile.
+                return
             await self._network.provide(key)
 
     def withdraw(self) -> None:

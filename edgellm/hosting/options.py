@@ -34,7 +34,9 @@ class HostOptions:
     ipfs: str = ""
     """Multiaddr of the RPC of an IPFS daemon that keeps them instead; empty: this node does."""
     grace_s: float = 30.0
-    """How long running leases may go on after the first Ctrl-C."""
+    """How long running leases may go on after the first Ctrl-C, and in a pause."""
+    until: float | None = None
+    """Unix time at which it stops by itself; None: when it is told to."""
     backend: str = "vllm"
 
 

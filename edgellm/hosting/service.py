@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import socket
 import time
 from collections.abc import Callable
@@ -20,8 +21,10 @@ from edgellm.cluster.switchboard import Switchboard
 from edgellm.discovery.publish import Publisher
 from edgellm.engine.registry import load_backend
 from edgellm.errors import CellError, unwrapped
+from edgellm.hosting.control import control_socket
 from edgellm.hosting.devices import lend, measure
 from edgellm.hosting.kv import open_host_kv
+from edgellm.hosting.lending import Lending
 from edgellm.hosting.model_files import ServedModel, serve_model_files
 from edgellm.hosting.options import HostOptions
 from edgellm.hosting.runner import CellRunner
@@ -57,23 +60,33 @@ class HostSummary:
     engine: Engine
     devices: tuple[Device, ...]
     models: tuple[ModelOffer, ...]
+    until: float | None = None
 
 
 class Advertiser:
     """Makes the host's current advert. Sequence numbers are milliseconds of the clock, so they grow across restarts."""
 
-    def __init__(self, name: str, peer: str, addresses: Callable[[], tuple[str, ...]], book: Book) -> None:
+    def __init__(
+        self,
+        name: str,
+        peer: str,
+        addresses: Callable[[], tuple[str, ...]],
+        book: Book,
+        *,
+        now: Callable[[], float] = time.time,
+    ) -> None:
         self._name = name
         self._peer = peer
         self._addresses = addresses
         self._sequence = 0
+        self._now = now
         self.book = book
 
     def use(self, book: Book) -> None:
         self.book = book
 
     def current(self) -> HostAdvert:
-        now = time.time()
+        now = self._now()
         self._sequence = max(self._sequence + 1, round(now * 1000))
         return make_advert(
             self.book,
@@ -97,7 +110,7 @@ def make_advert(
         name=name,
         sequence=sequence,
         issued_at=now,
-        expires_at=now + ADVERT_LIFETIME_S,
+        expires_at=min(now + ADVERT_LIFETIME_S, book.lends_until or math.inf),
         addresses=addresses,
         engine=book.engine,
         devices=devices,
@@ -108,6 +121,7 @@ def make_advert(
         free_leases=book.free_leases,
         draining=book.draining,
         lent_memory_bytes=sum(device.memory_bytes for device in book.devices),
+        lends_until=book.lends_until,
     )
 
 
@@ -119,7 +133,8 @@ async def run_host(
     on_step: Callable[[str], None],
     on_ready: Callable[[HostSummary], None],
 ) -> None:
-    """Hosts until `stop` is set, then drains: no new leases, `grace_s` for running ones, the advert withdrawn.
+    """Hosts until `stop` is set or the time to lend is over, then drains: no new leases, `grace_s` for running ones, the
+    advert withdrawn. Meanwhile the owner can pause it (`edgellm.hosting.control`).
 
     Raises EdgeErrors: UsageError (identity in use, port taken), ModelError, CellError (no sandbox here), DiscoveryError (no
     bootstrap peer answers), EngineError.
@@ -179,14 +194,24 @@ async def run_host(
             leases = LeaseServer(network, book, runner, now=time.time, changed=advertiser.use)
             serve_model_files(network, {model.offer.digest: model.served for model in models})
             publisher = Publisher(network, advertiser.current)
+            lending = Lending(
+                leases, publisher, name=name, grace_s=options.grace_s, until=options.until, on_step=on_step
+            )
             leases.attach()
             await publisher.announce()
-            on_ready(HostSummary(name, network.peer, network.addresses, book.engine, devices, book.models))
-            await stop.wait()
+            on_ready(
+                HostSummary(
+                    name, network.peer, network.addresses, book.engine, devices, book.models, options.until
+                )
+            )
+            async with control_socket(paths.runtime, lending.obey):
+                if await lending.is_over(stop):
+                    await leases.idle()
+                    return
             on_step(
                 f"draining: no new leases; running ones have {options.grace_s:g} s (Ctrl-C again ends them now)"
             )
-            publisher.withdraw()
+            lending.end()
             await leases.drain(options.grace_s)
 
 

@@ -74,6 +74,8 @@ class HeldLease:
     devices: tuple[str, ...]
     certificate: bytes
     endpoints: tuple[Endpoint, ...]
+    lends_until: float | None = None
+    """Unix time, by the host's clock, at which it ends the lease at the latest; None where it does not say."""
     sending: trio.Lock = field(default_factory=trio.Lock)
     alive: trio.CancelScope = field(default_factory=trio.CancelScope)
     lost: HostLost | None = None
@@ -273,6 +275,7 @@ async def _reserve(network: Network, wish: Wish) -> HeldLease | Denial:
                     devices=tuple(answer.granted.devices),
                     certificate=certificate_from_wire(answer.granted.overlay_certificate),
                     endpoints=endpoints_from_wire(list(answer.granted.overlay_endpoints)),
+                    lends_until=answer.granted.lends_until_unix_ms / 1000 or None,
                 )
                 if len(lease.devices) != wish.terms.devices:
                     return denied("invalid", "it granted other devices than were asked for")

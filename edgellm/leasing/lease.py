@@ -50,6 +50,8 @@ class Book:
     max_leases: int
     leases: tuple[Lease, ...] = ()
     draining: bool = False
+    lends_until: float | None = None
+    """Unix time at which all leases end; None: not known beforehand."""
 
     @property
     def free_leases(self) -> int:
@@ -72,7 +74,7 @@ class Book:
     ) -> tuple[Book, Lease] | Refusal:
         """Grants `terms` in full or refuses them in full."""
         if self.draining:
-            return Refusal("draining", "the host is shutting down and takes no new leases")
+            return Refusal("draining", "the host takes no new leases: its owner stops or pauses it")
         if not self.free_leases:
             return Refusal("busy", f"all {self.max_leases} of its leases are taken")
         offer = next((offer for offer in self.models if offer.digest == terms.digest), None)
@@ -124,4 +126,8 @@ class Book:
         return replace(self, leases=tuple(held for held in self.leases if held.id != lease))
 
     def drain(self) -> Book:
+        """Grants nothing any more; what runs goes on."""
         return replace(self, draining=True)
+
+    def resume(self) -> Book:
+        return replace(self, draining=False)

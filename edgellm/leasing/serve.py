@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import structlog
@@ -71,6 +71,13 @@ class _End:
     reason: str
 
 
+@dataclass(frozen=True, slots=True)
+class _Deadline:
+    at: float
+    """By trio's clock."""
+    reason: str
+
+
 @dataclass
 class _Conversation:
     """One lease stream. The first call of `end` decides; every task of the lease is cancelled by it."""
@@ -110,25 +117,55 @@ class LeaseServer:
         self._runner = runner
         self._now = now
         self._changed = changed
-        self._drain_deadline: float | None = None
-        self._draining = trio.Event()
+        self._deadline: _Deadline | None = None
+        self._deadline_set = trio.Event()
         self._idle = trio.Condition()
         self.book = book
+
+    @property
+    def peer(self) -> str:
+        return self._network.peer
 
     def attach(self) -> None:
         self._network.serve(PROTOCOL, self._serve)
 
-    async def drain(self, grace_s: float) -> None:
-        """Takes no new leases, tells the holders of running ones, and returns when none is left.
+    async def drain(self, grace_s: float, reason: str = "the host is shutting down") -> None:
+        """As `pause`; returns when no lease is left, soon after `grace_s` at the latest."""
+        self.pause(grace_s, reason)
+        await self.idle()
 
-        After `grace_s` those that are left are ended; this returns soon after.
+    def pause(self, grace_s: float, reason: str) -> None:
+        """Takes no new leases, and tells the holders of running ones that these end in `grace_s`.
+
+        Once more: with another deadline, also for those that were told before.
         """
-        self._drain_deadline = trio.current_time() + grace_s
         self._update(self.book.drain())
-        self._draining.set()
+        self._set_deadline(_Deadline(trio.current_time() + grace_s, reason))
+
+    def resume(self) -> None:
+        """Takes leases again. Those that were told that they end, and have not yet, go on."""
+        self._set_deadline(None)
+        self._update(self.book.resume())
+
+    def lend_until(self, unix_s: float | None) -> None:
+        """What requesters are told beforehand; it ends no lease by itself."""
+        self._update(replace(self.book, lends_until=unix_s))
+
+    @property
+    def ends_in_s(self) -> float | None:
+        """Until running leases are ended; None while they are not told to end."""
+        return None if self._deadline is None else max(0.0, self._deadline.at - trio.current_time())
+
+    async def idle(self) -> None:
+        """Returns when no lease is left."""
         async with self._idle:
             while self.book.leases:
                 await self._idle.wait()
+
+    def _set_deadline(self, deadline: _Deadline | None) -> None:
+        self._deadline = deadline
+        self._deadline_set.set()
+        self._deadline_set = trio.Event()
 
     def _update(self, book: Book) -> None:
         self.book = book
@@ -173,13 +210,14 @@ class LeaseServer:
             devices=lease.devices,
             overlay_certificate=doorway.certificate,
             overlay_endpoints=endpoints_to_wire(doorway.endpoints),
+            lends_until_unix_ms=round((self.book.lends_until or 0) * 1000),
         )
         await conversation.send(wire_pb2.FromHost(granted=granted))
         with conversation.scope:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._listen, conversation, lease, doorway)
                 nursery.start_soon(self._beat, conversation)
-                nursery.start_soon(self._announce_drain, conversation)
+                nursery.start_soon(self._keep_deadline, conversation)
                 nursery.start_soon(self._run, conversation, lease, doorway)
 
     async def _listen(self, conversation: _Conversation, lease: Lease, doorway: Doorway) -> None:
@@ -245,18 +283,27 @@ class LeaseServer:
                 return
             await trio.sleep(HEARTBEAT_S)
 
-    async def _announce_drain(self, conversation: _Conversation) -> None:
-        await self._draining.wait()
-        assert self._drain_deadline is not None
-        left_s = max(0.0, self._drain_deadline - trio.current_time())
-        deadline = wire_pb2.Draining(deadline_unix_ms=round((self._now() + left_s) * 1000))
-        try:
-            await conversation.send(wire_pb2.FromHost(draining=deadline))
-        except NetworkError as error:
-            conversation.end("expired", f"the requester does not listen: {error}")
+    async def _keep_deadline(self, conversation: _Conversation) -> None:
+        """Tells the requester each deadline as it is set, and ends the lease when one has come."""
+        while True:
+            deadline, changed = self._deadline, self._deadline_set
+            if deadline is None:
+                await changed.wait()
+                continue
+            left_s = max(0.0, deadline.at - trio.current_time())
+            draining = wire_pb2.Draining(deadline_unix_ms=round((self._now() + left_s) * 1000))
+            try:
+                # The one who is to end has no say in when.
+                with trio.move_on_at(deadline.at):
+                    await conversation.send(wire_pb2.FromHost(draining=draining))
+            except NetworkError as error:
+                conversation.end("expired", f"the requester does not listen: {error}")
+                return
+            with trio.move_on_at(deadline.at):
+                await changed.wait()
+                continue
+            conversation.end("drained", deadline.reason)
             return
-        await trio.sleep(left_s)
-        conversation.end("drained", "the host is shutting down")
 
     async def _run(self, conversation: _Conversation, lease: Lease, doorway: Doorway) -> None:
         with trio.move_on_after(COMMIT_S):

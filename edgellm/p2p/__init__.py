@@ -6,8 +6,9 @@
 * `framing`: protobuf messages over a `Stream`, with limits and deadlines
 * `varint`: the lengths of both
 * `node`: `open_node`, the real `Network` on py-libp2p (TCP, Noise, Yamux, Kademlia)
-* behind `node` only, for finding and reaching peers: `dialer`, `dht` (provider records), `relay` (circuit v2),
-  `mdns` (the local network), `addresses` (what to listen on and advertise)
+* behind `node` only, for finding and reaching peers: `dialer`, `dht` (provider records), `lookup` (whom to ask for them;
+  knows nothing of libp2p), `providers` (one question to one peer), `relay` (circuit v2), `mdns` (the local network),
+  `addresses` (what to listen on and advertise)
 * behind `node` only, for surviving them: `tcp` and `muxer` (hardened), `streams` and `handlers` (the border's
   streams, the guard around their handlers), `watchdog` (has it stopped serving?), `shutdown` (a prompt end),
   `quiet` (libp2p's log)

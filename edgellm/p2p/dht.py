@@ -7,6 +7,8 @@ What is mended, and where:
 * receivers silently drop the eleventh announcement within 10 s: `ProviderDirectory.__init__`
 * a lookup answers from what it cached before, and renews the age of what it caches, so that a dead provider may
   stay listed for ever: `find` asks the network, keeps nothing, and lists everyone once
+* lookups go in step with the slowest peer asked, 4 s for a dead one, and records go to peers that are gone:
+  `edgellm.p2p.lookup` waits for nobody who is late, and records go to the closest that answer
 * whoever asks is taken for a DHT server, so tables fill with requesters that are gone: `_admit`
 * values of strangers would be stored (up to 50,000 of 1 MiB): none are
 """
@@ -15,7 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -24,10 +26,13 @@ from libp2p.custom_types import TProtocol
 from libp2p.kad_dht import common, kad_dht, peer_routing, provider_store, value_store
 from libp2p.kad_dht.kad_dht import DHTMode, KadDHT
 from libp2p.peer.id import ID
+from libp2p.peer.peerinfo import PeerInfo
 from libp2p.tools.anyio_service import background_trio_service
 
 from edgellm.p2p.addresses import without_peer, written
+from edgellm.p2p.lookup import Answer, K, Looked, lookup
 from edgellm.p2p.network import PeerAddress
+from edgellm.p2p.providers import distance, get_providers
 
 log = logging.getLogger(__name__)
 
@@ -35,14 +40,16 @@ PROTOCOL = TProtocol("/edgellm/kad/1.0.0")
 PROVIDER_TTL_S = 1200
 PROVIDERS_PER_KEY = 200
 REPROVIDE_INTERVAL_S = 400.0  # two announcements may get lost before a record expires
+SOON_AGAIN_S = 25.0  # after the first announcement; then twice as long each time, while few hold the record
 EXPIRY_INTERVAL_S = 60.0
 QUERY_TIMEOUT_S = 4.0
-STRAGGLERS_S = 1.5  # how long a lookup that has found someone waits for slower answers
 MAX_PROVIDERS = 1000
-ASKED_AT_ONCE = 20  # k, the number of peers that hold a record
 _ANNOUNCEMENTS_PER_10_S = 100
 _INBOUND_STREAMS = 64
 _IDENTIFY_S = 5.0
+_FEW = 5  # peers in the routing table, with which whoever is connected is asked as well
+_SENT_AT_ONCE = 10
+_SAFE_HOLDERS = 10
 
 
 def _tune() -> None:
@@ -108,30 +115,27 @@ class ProviderDirectory:
         """Who announced `key` within the last 20 min, each once, as the network says now."""
         raw_key = _key_bytes(key)
         found: dict[str, PeerAddress] = {}
-        asked = {self._host.get_id()}
         self._collect(found, self._dht.provider_store.get_providers(raw_key))
-        async with trio.open_nursery() as nursery:
-
-            async def ask(peer: ID) -> None:
-                with trio.move_on_after(QUERY_TIMEOUT_S):
-                    answer = await self._dht.provider_store._get_providers_from_peer_with_closers(
-                        peer, raw_key
-                    )
-                    self._collect(found, answer[0])
-                    if found:
-                        latest = trio.current_time() + STRAGGLERS_S
-                        nursery.cancel_scope.deadline = min(nursery.cancel_scope.deadline, latest)
-
-            def ask_all(peers: Iterable[ID]) -> None:
-                for peer in peers:
-                    if peer not in asked:
-                        asked.add(peer)
-                        nursery.start_soon(ask, peer)
-
-            # Those known already answer while the search for closer ones runs, which one dead peer can slow down.
-            ask_all(self._dht.routing_table.find_local_closest_peers(raw_key, ASKED_AT_ONCE))
-            ask_all(await self._dht.peer_routing.find_closest_peers_network(raw_key))
+        await self._look_up(raw_key, lambda infos: self._collect(found, infos))
         return tuple(found.values())
+
+    async def _look_up(self, raw_key: bytes, on_found: Callable[[Iterable[Any]], None]) -> Looked[ID]:
+        table = self._dht.routing_table
+        start = set(table.find_local_closest_peers(raw_key, K))
+        if len(start) < _FEW:
+            start.update(self._host.get_connected_peers())
+        start.discard(self._host.get_id())
+
+        async def ask(peer: ID) -> Answer[ID, PeerInfo] | None:
+            answer = await get_providers(self._host, peer, raw_key, PROTOCOL, timeout_s=QUERY_TIMEOUT_S)
+            if answer is None and not self._host.get_network().get_connections(peer):
+                # Others ask this node who is close, and should not be sent to those that are gone.
+                table.remove_peer(peer)
+            return answer
+
+        if self._nursery is None:
+            return Looked((), 0, 0)
+        return await lookup(self._nursery, start, ask, lambda peer: distance(peer, raw_key), on_found)
 
     def _collect(self, found: dict[str, PeerAddress], infos: Iterable[Any]) -> None:
         for info in infos:
@@ -140,20 +144,38 @@ class ProviderDirectory:
                 addresses = dict.fromkeys(map(without_peer, written(info.addrs)))
                 found[peer] = PeerAddress(peer, tuple(addresses))
 
-    async def _announce(self, key: str) -> None:
+    async def _announce(self, key: str) -> int:
+        """Returns how many peers were told."""
         raw_key = _key_bytes(key)
         async with self._announcing:  # one at a time: receivers limit how many come from one sender
-            await self._dht.provider_store.provide(raw_key)
-        # libp2p would announce it again too, every 22 h and whether withdrawn or not.
-        self._dht.provider_store.providing_keys.discard(raw_key)
+            store = self._dht.provider_store
+            store.add_provider(raw_key, PeerInfo(self._host.get_id(), list(self._host.get_addrs())))
+            # libp2p's own way sends it to the closest that it has heard of, of which many may be gone.
+            looked = await self._look_up(raw_key, lambda infos: None)
+            sending = trio.CapacityLimiter(_SENT_AT_ONCE)
+            told = 0
+
+            async def send(peer: ID) -> None:
+                nonlocal told
+                async with sending:
+                    with trio.move_on_after(QUERY_TIMEOUT_S):
+                        told += await store._send_add_provider(peer, raw_key)
+
+            async with trio.open_nursery() as nursery:
+                for peer in looked.closest:
+                    nursery.start_soon(send, peer)
         if key not in self._keys:
             self.withdraw(key)
+        return told
 
     async def _announce_again(self) -> None:
+        interval_s = SOON_AGAIN_S
         while True:
-            await trio.sleep(REPROVIDE_INTERVAL_S)
-            for key in tuple(self._keys):
-                await self._announce(key)
+            await trio.sleep(interval_s)
+            told = [await self._announce(key) for key in tuple(self._keys)]
+            # A record that few hold goes with them, and one who has just come knows few.
+            is_safe = bool(told) and min(told) >= _SAFE_HOLDERS
+            interval_s = REPROVIDE_INTERVAL_S if is_safe else min(2 * interval_s, REPROVIDE_INTERVAL_S)
 
     async def _forget_expired(self) -> None:
         while True:

@@ -14,7 +14,8 @@ _NAMED = 6
 
 
 def eligible(request: PlanRequest, candidates: Sequence[Candidate]) -> list[Candidate]:
-    """The candidates that are among the asked peers, hold the asked files, offer the fabric and are not too busy, by peer id.
+    """The candidates that are among the asked peers, hold the asked files, offer the fabric, lend for long enough and are not
+    too busy, by peer id.
 
     Raises PlanError when none is left, naming the first thing that none of them satisfies.
     """
@@ -46,12 +47,20 @@ def eligible(request: PlanRequest, candidates: Sequence[Candidate]) -> list[Cand
             f"every device of the hosts of {request.model} is lent ({names(on_fabric)})",
             remedy="try again later, or add a host",
         )
-    idle_enough = [candidate for candidate in with_devices if candidate.load <= request.max_load]
+    lasting = [candidate for candidate in with_devices if candidate.lends_for_s >= request.lasts_s]
+    if not lasting:
+        left = ", ".join(f"{who(c)}: in {c.lends_for_s:.0f} s" for c in with_devices[:_NAMED])
+        raise PlanError(
+            f"every host of {request.model} stops lending before {request.lasts_s:.0f} s are over, which this may take "
+            f"({left}{_rest(with_devices)})",
+            remedy="ask for a shorter answer with --max-tokens, or add a host",
+        )
+    idle_enough = [candidate for candidate in lasting if candidate.load <= request.max_load]
     if not idle_enough:
-        loads = ", ".join(f"{who(c)}: {c.load:.0%}" for c in with_devices[:_NAMED])
+        loads = ", ".join(f"{who(c)}: {c.load:.0%}" for c in lasting[:_NAMED])
         raise PlanError(
             f"every host of {request.model} is busier than --max-load {request.max_load:g} allows "
-            f"({loads}{_rest(with_devices)})",
+            f"({loads}{_rest(lasting)})",
             remedy="allow more, try again later, or add a host",
         )
     return idle_enough

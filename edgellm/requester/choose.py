@@ -14,6 +14,10 @@ from edgellm.types.request import Question
 CONTEXT_STEP = 256
 """Contexts are rounded up to this many tokens, a multiple of every engine's KV block."""
 UNKNOWN_PROMPT_CONTEXT = 4096
+LEAST_LENT_S = 60.0
+"""A host that lends for less is not worth a bring-up."""
+SLOW_TOK_S = 20.0
+"""What an answer is assumed to come at where hosts say when they stop: a guess, as no plan is made yet."""
 TEMPLATE_TOKENS = 64
 """What a chat template may add around the messages."""
 
@@ -90,8 +94,17 @@ def plan_request(
         fabric=wanted.fabric,
         min_tok_s=wanted.min_tok_s or 0.0,
         max_load=1.0 if wanted.max_load is None else wanted.max_load,
+        lasts_s=lasting_s(min(max_tokens, context)),
         workload=Workload(prompt_tokens or 0, max(1, min(max_tokens, context - (prompt_tokens or 0)))),
     )
+
+
+def lasting_s(max_tokens: int) -> float:
+    """How long hosts must lend for an answer of at most `max_tokens`, with its bring-up; 0 tokens: for a session.
+
+    A session lasts longer than anybody can tell: it moves when a host that it has drains.
+    """
+    return LEAST_LENT_S + max_tokens / SLOW_TOK_S
 
 
 def fitted(question: Question, *, prompt_tokens: int | None, context: int) -> Question:

@@ -121,9 +121,18 @@ async def choose(
     Raises DiscoveryError, PlanError, ModelError or UsageError where no cluster is possible.
     """
     on_progress(Progress("", "discover", model))
-    versions = await discover(requester.network, model, book=requester.book, now=requester.now, freed=freed)
-    on_progress(Progress("", "plan", _versions_text(versions)))
-    return await _first_that_fits(requester, model, versions, question, wanted)
+    for patient in (False, True):
+        versions = await discover(
+            requester.network, model, book=requester.book, now=requester.now, freed=freed, patient=patient
+        )
+        on_progress(Progress("", "plan", _versions_text(versions)))
+        try:
+            return await _first_that_fits(requester, model, versions, question, wanted)
+        except PlanError:
+            # Those that answered at once are not enough: perhaps with the slow ones.
+            if patient or not any(offers.incomplete for offers in versions):
+                raise
+    raise AssertionError("who is patient returns or raises")
 
 
 @asynccontextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -9,7 +10,7 @@ from dataclasses import dataclass, replace
 from edgellm.discovery.collect import Found, SequenceBook, Sighting, find_hosts
 from edgellm.errors import DiscoveryError
 from edgellm.p2p.network import Network, PeerAddress
-from edgellm.types.advert import Device, HostAdvert
+from edgellm.types.advert import Device, HostAdvert, ModelOffer
 from edgellm.types.plan import Candidate
 
 
@@ -20,6 +21,8 @@ class Offers:
     digest: str
     candidates: tuple[Candidate, ...]
     hosts: dict[str, PeerAddress]
+    incomplete: bool = False
+    """Whether hosts were listed that were not waited for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,19 +41,20 @@ async def discover(
     book: SequenceBook,
     now: Callable[[], float],
     freed: Mapping[str, Lent] | None = None,
+    patient: bool = False,
 ) -> tuple[Offers, ...]:
     """What the swarm offers of `model` (a name or a digest), one entry for each version, the most offered first.
 
-    `freed` says by peer what is lent now and is to count as free.
+    `freed` says by peer what is lent now and is to count as free. Hosts that take much longer than the others are waited for
+    only where there are no others, and by who is `patient`.
 
     Raises DiscoveryError when nobody offers it, saying what is offered instead.
     """
-    found = await find_hosts(network, model, book=book, now=now)
-    willing = [
-        (sighting, offer)
-        for sighting in found.sightings
-        if (offer := sighting.advert.offer(model)) is not None and not sighting.advert.draining
-    ]
+    found = await find_hosts(network, model, book=book, now=now, patient=patient)
+    willing = _willing(found, model)
+    if not willing and found.unanswered:
+        found = await find_hosts(network, model, book=book, now=now)
+        willing = _willing(found, model)
     if not willing:
         raise await _nobody(network, model, found, book, now)
     versions = Counter(offer.digest for _, offer in willing)
@@ -59,7 +63,7 @@ async def discover(
         Offers(
             digest,
             tuple(
-                _candidate(sighting, digest, (freed or {}).get(sighting.advert.peer))
+                _candidate(sighting, digest, (freed or {}).get(sighting.advert.peer), now())
                 for sighting, offer in willing
                 if offer.digest == digest
             ),
@@ -68,12 +72,21 @@ async def discover(
                 for sighting, offer in willing
                 if offer.digest == digest
             },
+            found.unanswered > 0,
         )
         for digest in ranked
     )
 
 
-def _candidate(sighting: Sighting, digest: str, freed: Lent | None) -> Candidate:
+def _willing(found: Found, model: str) -> list[tuple[Sighting, ModelOffer]]:
+    return [
+        (sighting, offer)
+        for sighting in found.sightings
+        if (offer := sighting.advert.offer(model)) is not None and not sighting.advert.draining
+    ]
+
+
+def _candidate(sighting: Sighting, digest: str, freed: Lent | None, now: float) -> Candidate:
     advert = sighting.advert
     devices = free_devices(advert)
     if freed is not None:
@@ -90,6 +103,7 @@ def _candidate(sighting: Sighting, digest: str, freed: Lent | None) -> Candidate
         fabrics=advert.fabrics,
         round_trip_s=sighting.round_trip_s,
         load=advert.load,
+        lends_for_s=math.inf if advert.lends_until is None else max(0.0, advert.lends_until - now),
     )
 
 

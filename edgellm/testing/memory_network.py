@@ -65,6 +65,10 @@ class MemoryHub:
         self._members[network.peer] = network
         return network
 
+    def answers(self, peer: str) -> bool:
+        """Whether `peer` is there, and neither frozen nor cut off."""
+        return peer in self._members and peer not in self._frozen and peer not in self._cut
+
     def freeze(self, peer: str) -> None:
         """From now on nothing comes from `peer` or reaches it, and nobody is told (SIGSTOP, a lost cable)."""
         self._frozen.add(peer)

@@ -62,6 +62,8 @@ class HostAdvert:
     draining: bool = False
     lent_memory_bytes: int = 0
     """All that it lends, free or leased now; 0 where it does not say."""
+    lends_until: float | None = None
+    """Unix time at which it stops lending; None where it does not say."""
 
     @property
     def load(self) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 from edgellm.types.advert import Device, Engine
@@ -53,6 +54,8 @@ class PlanRequest:
     """A plan that is expected to decode more slowly is none."""
     max_load: float = 1.0
     """Hosts whose load (`edgellm.types.advert.HostAdvert.load`) is above this are left out."""
+    lasts_s: float = 0.0
+    """How long the cluster is needed, from now on: hosts that stop lending sooner are left out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +71,8 @@ class Candidate:
     fabrics: tuple[str, ...]
     round_trip_s: float = 0.001
     load: float = 0.0
+    lends_for_s: float = math.inf
+    """Until it stops lending, where it said when; counted from when it was asked."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -56,7 +56,7 @@ class ModelOffer(_message.Message):
     def __init__(self, name: _Optional[str] = ..., digest: _Optional[bytes] = ..., layers: _Optional[int] = ..., weights_bytes: _Optional[int] = ..., max_context: _Optional[int] = ...) -> None: ...
 
 class HostAdvert(_message.Message):
-    __slots__ = ("peer", "name", "sequence", "issued_unix_ms", "expires_unix_ms", "addresses", "engine", "devices", "free_devices", "free_memory_bytes", "models", "fabrics", "free_leases", "draining", "lent_memory_bytes")
+    __slots__ = ("peer", "name", "sequence", "issued_unix_ms", "expires_unix_ms", "addresses", "engine", "devices", "free_devices", "free_memory_bytes", "models", "fabrics", "free_leases", "draining", "lent_memory_bytes", "lends_until_unix_ms")
     PEER_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]
@@ -72,6 +72,7 @@ class HostAdvert(_message.Message):
     FREE_LEASES_FIELD_NUMBER: _ClassVar[int]
     DRAINING_FIELD_NUMBER: _ClassVar[int]
     LENT_MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    LENDS_UNTIL_UNIX_MS_FIELD_NUMBER: _ClassVar[int]
     peer: str
     name: str
     sequence: int
@@ -87,7 +88,8 @@ class HostAdvert(_message.Message):
     free_leases: int
     draining: bool
     lent_memory_bytes: int
-    def __init__(self, peer: _Optional[str] = ..., name: _Optional[str] = ..., sequence: _Optional[int] = ..., issued_unix_ms: _Optional[int] = ..., expires_unix_ms: _Optional[int] = ..., addresses: _Optional[_Iterable[str]] = ..., engine: _Optional[_Union[Engine, _Mapping]] = ..., devices: _Optional[_Iterable[_Union[Device, _Mapping]]] = ..., free_devices: _Optional[_Iterable[str]] = ..., free_memory_bytes: _Optional[int] = ..., models: _Optional[_Iterable[_Union[ModelOffer, _Mapping]]] = ..., fabrics: _Optional[_Iterable[str]] = ..., free_leases: _Optional[int] = ..., draining: bool = ..., lent_memory_bytes: _Optional[int] = ...) -> None: ...
+    lends_until_unix_ms: int
+    def __init__(self, peer: _Optional[str] = ..., name: _Optional[str] = ..., sequence: _Optional[int] = ..., issued_unix_ms: _Optional[int] = ..., expires_unix_ms: _Optional[int] = ..., addresses: _Optional[_Iterable[str]] = ..., engine: _Optional[_Union[Engine, _Mapping]] = ..., devices: _Optional[_Iterable[_Union[Device, _Mapping]]] = ..., free_devices: _Optional[_Iterable[str]] = ..., free_memory_bytes: _Optional[int] = ..., models: _Optional[_Iterable[_Union[ModelOffer, _Mapping]]] = ..., fabrics: _Optional[_Iterable[str]] = ..., free_leases: _Optional[int] = ..., draining: bool = ..., lent_memory_bytes: _Optional[int] = ..., lends_until_unix_ms: _Optional[int] = ...) -> None: ...
 
 class AdvertRequest(_message.Message):
     __slots__ = ()
@@ -136,18 +138,20 @@ class Reserve(_message.Message):
     def __init__(self, cluster: _Optional[str] = ..., model_digest: _Optional[bytes] = ..., first_layer: _Optional[int] = ..., end_layer: _Optional[int] = ..., devices: _Optional[int] = ..., memory_bytes: _Optional[int] = ..., fabric: _Optional[str] = ..., engine: _Optional[_Union[Engine, _Mapping]] = ...) -> None: ...
 
 class Granted(_message.Message):
-    __slots__ = ("lease", "expires_unix_ms", "devices", "overlay_certificate", "overlay_endpoints")
+    __slots__ = ("lease", "expires_unix_ms", "devices", "overlay_certificate", "overlay_endpoints", "lends_until_unix_ms")
     LEASE_FIELD_NUMBER: _ClassVar[int]
     EXPIRES_UNIX_MS_FIELD_NUMBER: _ClassVar[int]
     DEVICES_FIELD_NUMBER: _ClassVar[int]
     OVERLAY_CERTIFICATE_FIELD_NUMBER: _ClassVar[int]
     OVERLAY_ENDPOINTS_FIELD_NUMBER: _ClassVar[int]
+    LENDS_UNTIL_UNIX_MS_FIELD_NUMBER: _ClassVar[int]
     lease: str
     expires_unix_ms: int
     devices: _containers.RepeatedScalarFieldContainer[str]
     overlay_certificate: bytes
     overlay_endpoints: _containers.RepeatedCompositeFieldContainer[Endpoint]
-    def __init__(self, lease: _Optional[str] = ..., expires_unix_ms: _Optional[int] = ..., devices: _Optional[_Iterable[str]] = ..., overlay_certificate: _Optional[bytes] = ..., overlay_endpoints: _Optional[_Iterable[_Union[Endpoint, _Mapping]]] = ...) -> None: ...
+    lends_until_unix_ms: int
+    def __init__(self, lease: _Optional[str] = ..., expires_unix_ms: _Optional[int] = ..., devices: _Optional[_Iterable[str]] = ..., overlay_certificate: _Optional[bytes] = ..., overlay_endpoints: _Optional[_Iterable[_Union[Endpoint, _Mapping]]] = ..., lends_until_unix_ms: _Optional[int] = ...) -> None: ...
 
 class Endpoint(_message.Message):
     __slots__ = ("host", "port")

@@ -221,6 +221,18 @@ async def test_a_burst_of_announcements_arrives_whole():
             assert [found.peer for found in await a.find_providers(f"key-{number}")] == [b.peer]
 
 
+async def test_a_record_that_few_hold_is_announced_again_soon(monkeypatch):
+    monkeypatch.setattr("edgellm.p2p.dht.SOON_AGAIN_S", 0.5)
+    async with open_node(config()) as first:
+        # There is nobody yet who could hold it.
+        await first.provide("model")
+        async with open_node(config(first.addresses[0])) as later:
+            store = later._directory._dht.provider_store
+            with trio.fail_after(15):
+                while not any(store.get_providers(key) for key in tuple(store.providers)):
+                    await trio.sleep(0.1)
+
+
 async def test_a_lookup_does_not_renew_the_records_of_others(monkeypatch):
     """A dead provider must vanish, however often it is looked up."""
     monkeypatch.setattr("edgellm.p2p.dht.PROVIDER_TTL_S", 3)

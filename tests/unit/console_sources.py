@@ -212,6 +212,14 @@ class Hosts:
         self.one(host)
         del self.known[host]
 
+    async def pause(self, host: str) -> views.Host:
+        self.known[host] = self.one(host).model_copy(update={"state": "paused"})
+        return self.known[host]
+
+    async def resume(self, host: str) -> views.Host:
+        self.known[host] = self.one(host).model_copy(update={"state": "ready"})
+        return self.known[host]
+
     def log(self, host: str) -> tuple[str, ...]:
         self.one(host)
         return ("reading tiny", "hosting as alice")

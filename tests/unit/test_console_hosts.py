@@ -20,7 +20,8 @@ from edgellm.console.host_lines import command_of, ended, noted
 from edgellm.console.local_hosts import LocalHosts, open_local_hosts
 from edgellm.console.membership import Place
 from edgellm.console.sources import Busy, NotKnown
-from edgellm.errors import UsageError
+from edgellm.errors import NetworkError, UsageError
+from edgellm.hosting.control import HostStatus, Order, Pause, Resume, control_socket
 
 ADDRESS = "/ip4/127.0.0.1/tcp/4001/p2p/12D3KooWalice"
 READY = f"join through it: --bootstrap {ADDRESS}"
@@ -79,6 +80,27 @@ async def test_a_host_from_its_start_to_its_end(tmp_path: Path, monkeypatch: pyt
         assert children() == []
         with pytest.raises(NotKnown):
             it.one(started.id)
+
+
+async def test_a_host_is_paused_and_resumed_by_its_socket(tmp_path: Path) -> None:
+    heard: list[Order] = []
+
+    def obey(order: Order) -> HostStatus:
+        heard.append(order)
+        return HostStatus("alice", "", 1, "paused", (), (), 1, 0, 0)
+
+    async with hosts(tmp_path, LENDS) as it:
+        started = await it.start(WANTED)
+        await until(lambda: it.one(started.id).state == "ready")
+        with pytest.raises(NetworkError, match="does not answer"):
+            await it.pause(started.id)
+        runtime = tmp_path / "1" / "run"
+        runtime.mkdir()
+        async with control_socket(runtime, obey):
+            assert (await it.pause(started.id)).state == "paused"
+            assert it.of_peer("12D3KooWalice") == started.id
+            assert (await it.resume(started.id)).state == "ready"
+        assert heard == [Pause(), Resume()]
 
 
 async def test_hosts_end_with_the_console_and_not_before(tmp_path: Path) -> None:

@@ -195,6 +195,14 @@ class Hosts:
     async def stop(self, host: str) -> None:
         self.running = [one for one in self.running if one.id != host]
 
+    async def pause(self, host: str) -> views.Host:
+        self.running = [one.model_copy(update={"state": "paused"}) for one in self.running]
+        return self.running[0]
+
+    async def resume(self, host: str) -> views.Host:
+        self.running = [one.model_copy(update={"state": "ready"}) for one in self.running]
+        return self.running[0]
+
     def log(self, host: str) -> tuple[str, ...]:
         return (HOSTILE,)
 
@@ -487,6 +495,13 @@ async def test_a_host_with_a_memory_cap_is_started_and_stopped() -> None:
     refused = await console.post("/console/hosts", model="nowhere", memory_bytes="1GiB")
     assert refused.status_code == 400
     assert "there is no model 'nowhere'" in Elements(refused.text).words
+    assert "Pause" not in Elements(await console.get("/")).words
+    await console.hosts.resume("h1")
+    assert "Pause" in Elements(await console.get("/")).words
+    assert (await console.post("/console/hosts/h1/pause")).status_code == 303
+    assert "Resume" in Elements(await console.get("/")).words
+    assert (await console.post("/console/hosts/h1/resume")).status_code == 303
+    assert console.hosts.running[0].state == "ready"
     assert (await console.post("/console/hosts/h1/stop")).status_code == 303
     assert console.hosts.running == []
 

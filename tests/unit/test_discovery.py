@@ -125,6 +125,21 @@ async def test_a_draining_host_is_not_offered(autojump_clock: MockClock) -> None
             await discover(requester, "tiny", book=SequenceBook(), now=lambda: NOW)
 
 
+async def test_what_a_host_says_of_its_end_reaches_the_planner(autojump_clock: MockClock) -> None:
+    async with open_hub() as hub:
+        host, requester = hub.join(), hub.join()
+        await Publisher(host, lambda: replace(advert(peer=host.peer), lends_until=NOW + 300.0)).announce()
+        offers = await discover(requester, "tiny", book=SequenceBook(), now=lambda: NOW)
+        assert offers[0].candidates[0].lends_for_s == 300.0
+
+
+def test_an_end_of_lending_that_is_no_moment_is_refused() -> None:
+    identity = Identity.generate()
+    never = replace(advert(peer=identity.peer), lends_until=1e15)
+    with pytest.raises(ProtocolViolation, match="calendar"):
+        open_advert(seal_advert(never, identity))
+
+
 async def test_two_versions_of_a_name_stay_apart(autojump_clock: MockClock) -> None:
     async with open_hub() as hub:
         hosts, requester = [hub.join() for _ in range(3)], hub.join()

@@ -10,7 +10,7 @@ from edgellm.errors import UsageError
 from edgellm.hosting.devices import lend
 from edgellm.hosting.service import ADVERT_LIFETIME_S, make_advert
 from edgellm.leasing.lease import Refusal
-from edgellm.types.advert import Device
+from edgellm.types.advert import Device, HostAdvert
 from tests.unit.samples import GIB, book, device, terms
 
 CPU = device("0", 100 * GIB)
@@ -89,3 +89,12 @@ def test_a_full_or_draining_host_offers_no_device() -> None:
     assert draining.draining
     assert draining.free_devices == ()
     assert draining.free_leases == 0
+
+
+def test_an_advert_says_when_the_host_stops_and_promises_nothing_after_that() -> None:
+    def shown(now: float) -> HostAdvert:
+        lending = replace(book(), lends_until=1000.0)
+        return make_advert(lending, name="alice", peer="a", addresses=(), sequence=1, now=now)
+
+    assert (shown(100.0).lends_until, shown(100.0).expires_at) == (1000.0, 100.0 + ADVERT_LIFETIME_S)
+    assert shown(950.0).expires_at == 1000.0

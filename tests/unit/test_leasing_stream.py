@@ -380,3 +380,64 @@ async def test_terms_out_of_form_end_the_stream(autojump_clock: MockClock) -> No
         with pytest.raises(NetworkError, match="reset"):
             await messages.receive_some()
         assert host.free
+
+
+async def test_a_pause_can_be_put_off_brought_forward_and_taken_back(autojump_clock: MockClock) -> None:
+    async with open_hub() as hub:
+        host, requester = join_host(hub), hub.join()
+        told: list[float | None] = []
+
+        async def hold() -> None:
+            with pytest.raises(HostLost, match="its owner needs it"), unwrapped():
+                async with hold_leases(requester, [wish(host)]) as leases:
+                    await leases.commit(sealed(leases, requester.identity))
+                    async for news in leases.news:
+                        if news.phase == "draining":
+                            told.append(leases.held[0].ends_at)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(hold)
+            await trio.sleep(2)
+            host.server.pause(10.0, "its owner needs it")
+            await trio.sleep(5)
+            assert host.server.ends_in_s == pytest.approx(5.0)
+            host.server.resume()
+            assert host.server.ends_in_s is None
+            # Past the deadline that it was told.
+            await trio.sleep(10)
+            assert len(host.runner.cells) == 1
+            host.server.pause(100.0, "its owner needs it")
+            await trio.sleep(1)
+            host.server.pause(2.0, "its owner needs it")
+            begun = trio.current_time()
+            await host.server.idle()
+            assert trio.current_time() - begun == pytest.approx(2.0, abs=0.1)
+        # The host's clock stands still in this test.
+        assert told == [1010.0, 1100.0, 1002.0]
+        assert host.free
+        host.server.resume()
+        async with hold_leases(requester, [wish(host)]) as leases:
+            assert leases.held[0].devices == ("0",)
+
+
+async def test_a_pause_that_begins_now_waits_for_nobody(autojump_clock: MockClock) -> None:
+    async with open_hub() as hub:
+        host, requester = join_host(hub), hub.join()
+        with pytest.raises(HostLost, match="now"), unwrapped():
+            async with hold_leases(requester, [wish(host)]) as leases:
+                await leases.commit(sealed(leases, requester.identity))
+                await leases.news.receive()
+                host.server.pause(0.0, "the owner needs it now")
+                with trio.fail_after(1):
+                    await trio.sleep_forever()
+        assert host.free
+
+
+async def test_a_lease_says_beforehand_when_it_ends(autojump_clock: MockClock) -> None:
+    async with open_hub() as hub:
+        host, requester = join_host(hub), hub.join()
+        async with hold_leases(requester, [wish(host)]) as leases:
+            assert leases.held[0].lends_until is None
+        host.server.lend_until(5000.0)
+        async with hold_leases(requester, [wish(host)]) as leases:
+            assert leases.held[0].lends_until == 5000.0

@@ -342,6 +342,17 @@ def test_busy_hosts_are_left_out() -> None:
     assert "busier than --max-load 0.4 allows (alice (a): 75%, bob (b): 50%)" in str(error)
 
 
+def test_hosts_that_stop_lending_too_soon_are_left_out() -> None:
+    fast, slow = host("a", 9 * GIB, bandwidth=60e9), host("b", 9 * GIB, bandwidth=6e9)
+    ending = replace(fast, lends_for_s=90.0)
+    assert layers_of(make_plan(ask(), (ending, slow))) == {"a": 12}
+    assert layers_of(make_plan(replace(ask(), lasts_s=90.0), (ending, slow))) == {"a": 12}
+    assert layers_of(make_plan(replace(ask(), lasts_s=90.1), (ending, slow))) == {"b": 12}
+    error = error_of(replace(ask(), lasts_s=120.0), ending)
+    assert "stops lending before 120 s are over" in str(error)
+    assert "in 90 s" in str(error)
+
+
 def test_a_swarm_of_hundreds_is_planned_quickly() -> None:
     chance = random.Random(1)
     hosts = [
