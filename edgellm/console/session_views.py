@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from edgellm.console import views
-from edgellm.sessions.client import ProgressLine, SessionState
+from edgellm.sessions.client import ProgressLine, SessionState, crashed
 
 NEVER_MS = 100 * 365 * 86_400_000
 """A session that closes so long after it was opened stays open; calendars end."""
@@ -16,6 +16,8 @@ def session_of(
 ) -> views.Session:
     """A session as it is shown; `last` is what its bring-up said last. Pure but for the latencies."""
     description, record = state.description, state.record
+    if state.has_crashed:
+        return _crashed(state)
     told = " ".join(filter(None, (last.who, last.phase, last.detail))) if last is not None else ""
     if description is None:
         failure = None
@@ -70,6 +72,15 @@ def session_of(
             views.KvHolder(peer=holder.peer, name=holder.name, tokens=holder.tokens)
             for holder in description.kv_holders
         ],
+    )
+
+
+def _crashed(state: SessionState) -> views.Session:
+    error = crashed(state)
+    problem = views.Problem(message=str(error), remedy=error.remedy, type="session")
+    model = state.story.model if state.story else ""
+    return views.Session(
+        name=state.name, model=model, state="failed", detail=problem.message, failure=problem
     )
 
 

@@ -203,6 +203,7 @@ class SessionsHere:
             context=wanted.context,
             sequences=wanted.sequences,
             kv_scope="session" if wanted.kv_share else None,
+            journal=str(files.journal),
         )
         daemon = client.launch_session(self._registry, order, files)
         with self._lock:

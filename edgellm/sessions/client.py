@@ -16,6 +16,7 @@ from edgellm import errors
 from edgellm.errors import EdgeError, EngineError, SessionError, UsageError
 from edgellm.sessions.daemon_order import Order
 from edgellm.sessions.registry import Registry, SessionFiles, SessionRecord, read_record, runs
+from edgellm.sessions.story import Story, read_journal
 from edgellm.wire import backend_pb2, backend_pb2_grpc, session_pb2, session_pb2_grpc
 
 CALL_TIMEOUT_S = 5.0
@@ -38,6 +39,13 @@ class SessionState:
     name: str
     record: SessionRecord | None
     description: session_pb2.Description | None
+    story: Story | None = None
+    """What its journal tells, where its daemon is dead."""
+
+    @property
+    def has_crashed(self) -> bool:
+        """Whether its daemon has died without a word; it can be recovered."""
+        return self.story is not None and not (self.record and self.record.failure)
 
 
 def start_session(
@@ -49,8 +57,8 @@ def start_session(
 ) -> None:
     """Starts the daemon of a session and follows it until it is ready.
 
-    Raises the error that the daemon met, after which nothing of the session is left. If interrupted, or SessionError when
-    `give_up` is set meanwhile, the session is closed.
+    Raises the error that the daemon met, after which nothing of the session is left but, where it was being recovered, its
+    journal. If interrupted, or SessionError when `give_up` is set meanwhile, the session is closed in the same way.
     """
     daemon = launch_session(registry, order, files)
     try:
@@ -61,7 +69,8 @@ def start_session(
             daemon.wait(CLOSE_TIMEOUT_S)
         except subprocess.TimeoutExpired:
             daemon.kill()
-        registry.remove(order.name)
+            daemon.wait()
+        registry.remove(order.name, keep_journal=order.recovers)
         raise
 
 
@@ -90,9 +99,45 @@ def launch_session(registry: Registry, order: Order, files: SessionFiles) -> sub
         if daemon is not None:
             daemon.kill()
             daemon.wait()
-        registry.remove(order.name)
+        registry.remove(order.name, keep_journal=order.recovers)
         raise
     return daemon
+
+
+def recover_session(
+    registry: Registry,
+    name: str,
+    on_progress: Callable[[ProgressLine], object],
+    *,
+    port: int | None = None,
+) -> Story:
+    """Brings a session that crashed or failed back on a new cluster: same name, API key, options, and port unless another is
+    given. What had been going on; what of it is unfinished stays marked in the new one.
+
+    Raises SessionError when there is none of that name, when it runs or cannot be brought back, and what its daemon met; then
+    it can be tried again.
+    """
+    with registry.reserve_again(name) as files:
+        story = read_journal(files.journal)
+        if story is None:
+            registry.remove(name)
+            raise SessionError(
+                f"session {name!r} has left nothing from which it could be brought back",
+                remedy="open another one: edgellm session open --model MODEL",
+            )
+        order = msgspec.structs.replace(
+            story.opened.order,
+            model=story.model,
+            directory=str(files.directory),
+            journal=str(files.journal),
+            port=story.opened.order.port if port is None else port,
+            spent_s=story.spent_s(),
+            recovers=True,
+            # Whoever it belonged to has gone.
+            owner_pid=0,
+        )
+        start_session(registry, order, files, on_progress)
+    return story
 
 
 def _follow(
@@ -133,6 +178,27 @@ def failure_of(record: SessionRecord | None, otherwise: str, files: SessionFiles
     return SessionError(otherwise + (f": {last[0][:300]}" if last else ""), remedy="run `edgellm doctor`")
 
 
+def gone(state: SessionState, files: SessionFiles) -> EdgeError:
+    """Why a session does not answer."""
+    if not state.has_crashed:
+        return failure_of(state.record, f"session {state.name!r} is gone", files)
+    return crashed(state)
+
+
+def crashed(state: SessionState) -> SessionError:
+    """What there is to say of a session that has."""
+    return SessionError(
+        f"session {state.name!r} crashed: {lost_requests(state.story)}",
+        remedy=f"bring it back: edgellm session recover {state.name}",
+    )
+
+
+def lost_requests(story: Story | None) -> str:
+    """How many requests a session that crashed left unfinished, for people."""
+    count = len(story.lost()) if story else 0
+    return f"{count or 'no'} request{'' if count == 1 else 's'} {'was' if count == 1 else 'were'} unfinished"
+
+
 def session_state(registry: Registry, name: str, *, timeout_s: float = CALL_TIMEOUT_S) -> SessionState:
     """How a session is. Raises SessionError when there is none of that name."""
     files = registry.files(name)
@@ -144,11 +210,12 @@ def session_state(registry: Registry, name: str, *, timeout_s: float = CALL_TIME
             description = stub.Describe(session_pb2.DescribeRequest(), timeout=timeout_s)
         except grpc.RpcError:
             description = None
-    return SessionState(name, record, description)
+    is_dead = description is None and not _alive(record) and not _just_begun(files, record)
+    return SessionState(name, record, description, read_journal(files.journal) if is_dead else None)
 
 
 def list_sessions(registry: Registry, *, timeout_s: float = CALL_TIMEOUT_S) -> tuple[SessionState, ...]:
-    """All sessions of this user. What a daemon that was killed left behind is swept away on the way.
+    """All sessions of this user. What a daemon left behind that was killed and kept no journal is swept away on the way.
 
     `timeout_s`: how long each of them has to say how it is.
     """
@@ -157,6 +224,7 @@ def list_sessions(registry: Registry, *, timeout_s: float = CALL_TIMEOUT_S) -> t
         state = session_state(registry, name, timeout_s=timeout_s)
         if (
             state.description is None
+            and state.story is None
             and not _alive(state.record)
             and not (state.record and state.record.failure)
             and not _just_begun(registry.files(name), state.record)
@@ -181,7 +249,7 @@ def ask_session(
     state = state or session_state(registry, name)
     files = registry.files(name)
     if state.description is None:
-        raise failure_of(state.record, f"session {name!r} is gone", files)
+        raise gone(state, files)
     if state.description.state == "closing":
         raise SessionError(
             f"session {name!r} closes: {state.description.detail}",
@@ -281,7 +349,12 @@ def request_error(error: grpc.RpcError, name: str, files: SessionFiles) -> EdgeE
     if code == grpc.StatusCode.UNAVAILABLE:
         # The daemon writes why before it goes.
         time.sleep(1.0)
-        return failure_of(read_record(files), f"session {name!r} broke during the answer", files)
+        record = read_record(files)
+        story = None if _alive(record) else read_journal(files.journal)
+        state = SessionState(name, record, None, story)
+        if state.has_crashed:
+            return gone(state, files)
+        return failure_of(record, f"session {name!r} broke during the answer", files)
     if code == grpc.StatusCode.RESOURCE_EXHAUSTED and "larger than max" in line:
         return UsageError("the prompt is too long to be sent", remedy="shorten it")
     if code == grpc.StatusCode.RESOURCE_EXHAUSTED:
