@@ -60,7 +60,7 @@ async def test_how_it_ended_is_noted(engine: EngineApi, how: str) -> None:
         await stream.receive_some(100)
         if how == "aborted":
             assert log.begun[0].how == ""
-        await stream.aclose()
+            await stream.aclose()
         with trio.fail_after(5):
             while not log.begun[0].how:
                 await trio.sleep(0.01)
