@@ -8,6 +8,8 @@
 * `cold_ask`: from the command to an open session's engine
 * `idle`: what a host costs while nobody asks
 * `overlay`, `overlay_member`, `overlay_traffic`: cells joined by an overlay, and plain TCP
+* `chaos`: faults of hosts amid answers, which must come out as they do undisturbed; `chaos_schedule`: which, from a seed;
+  `chaos_faults`: how they are done and undone; `chaos_cluster`: to whom; `chaos_answers`: what came; `chaos_log`: what is kept
 * `by_hand`, `by_hand_engine`: Ray and vLLM on machines of a test network as their documentation says, without EdgeLLM
 
 The machines are those of the system tests (`tests.system.lan`): network namespaces on a bridge. Needs root.
