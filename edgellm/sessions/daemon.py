@@ -167,7 +167,7 @@ async def run(order: Order, files: SessionFiles) -> int:
             if order.journal:
                 journal = service.journal = _journal(order, _port(listener))
                 serving.watch(journal.serves)
-                nursery.start_soon(_kept, journal)
+                nursery.start_soon(_kept, journal, serving)
             console = OwnConsole(order, _port(listener), close_asked.set)
             gateway = Gateway(
                 Rules(_port(listener), order.api_key),
@@ -214,9 +214,10 @@ def _journal(order: Order, port: int) -> Journal:
         return Journal(path, kept, before.lost() if before else ())
 
 
-async def _kept(journal: Journal) -> None:
+async def _kept(journal: Journal, serving: Serving) -> None:
     while True:
         await trio.sleep(SYNC_S)
+        serving.look()
         await trio.to_thread.run_sync(journal.settle)
 
 

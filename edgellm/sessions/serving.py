@@ -35,6 +35,7 @@ class Serving:
         self._lock = threading.Lock()
         self._idleness = Idleness(idle_s, time.time())
         self._cost = Cost(max_cost_s, spent_s=spent_s)
+        self._told: tuple[str, tuple[str, ...]] | None = None
         self._on_use: Callable[[str, Sequence[str], float], None] | None = None
         self._slot: Slot | None = None
         self._model = model
@@ -67,14 +68,26 @@ class Serving:
         return self._detail
 
     def watch(self, on_use: Callable[[str, Sequence[str], float], None]) -> None:
-        """Told of each cluster before requests get it: its model, its hosts' names, and the host-seconds that were lent."""
+        """Told of each cluster before requests get it, and when `look` finds other hosts in it: its model, its hosts' names,
+        and the host-seconds that were lent.
+        """
         self._on_use = on_use
+
+    def look(self) -> None:
+        """Tells who watches where hosts of the cluster in use have been replaced."""
+        if (slot := self._slot) is not None:
+            self._tell(slot)
+
+    def _tell(self, slot: Slot) -> None:
+        hosts = {stage.peer: stage.name or stage.peer for stage in slot.opened.cluster.stages.stages}
+        serves = slot.model, tuple(hosts.values())
+        if self._on_use is not None and serves != self._told:
+            self._told = serves
+            self._on_use(*serves, self._cost.spent(time.time()))
 
     def use(self, slot: Slot) -> None:
         """From now on new requests get this one."""
-        if self._on_use is not None:
-            hosts = {stage.peer: stage.name or stage.peer for stage in slot.opened.cluster.stages.stages}
-            self._on_use(slot.model, tuple(hosts.values()), self._cost.spent(time.time()))
+        self._tell(slot)
         with self._lock:
             self._slot, self._model = slot, slot.model
             self._idleness = self._idleness.rested(time.time())

@@ -12,6 +12,7 @@ import pytest
 from benchmarks.chaos_faults import give_disk, inject, ranks
 from benchmarks.chaos_schedule import Kind
 from tests.system.lan import Lan
+from tests.system.leftovers import Snapshot
 from tests.system.machine import Machine
 from tests.system.process import Process
 from tests.system.swarm import Host
@@ -45,6 +46,7 @@ exec({_WORK!r})
 def host(lan: Lan) -> Iterator[Host]:
     machine = lan.add("alice")
     give_disk(machine)
+    lan.before |= Snapshot.take([machine])
     process = machine.start([sys.executable, "-c", _HOST])
     process.wait_for("rank 3", 10)
     yield Host(machine, process)
