@@ -15,11 +15,12 @@ import statistics
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from itertools import groupby
 from pathlib import Path
 
 from benchmarks import report
-from benchmarks.chaos_cluster import PROMPTS, Broken, Session, Stage
+from benchmarks.chaos_cluster import PROMPTS, Broken, Stage
 from benchmarks.chaos_log import Log, Outcome, pauses, quantile, table
 from benchmarks.chaos_schedule import KINDS, SHARES, Cluster, Fault, schedule
 from benchmarks.main import REPOSITORY, locked
@@ -30,6 +31,8 @@ OUT = Path(__file__).parent / "out" / "chaos.json"
 FAULTS = 200
 FRESH = 3
 """Bring-ups without a fault, of each kind of cluster."""
+MOST_BROKEN = 3
+"""Sessions one after the other in which no fault could be tried."""
 SPARE: Cluster = "two hosts and a spare"
 
 
@@ -56,35 +59,36 @@ def _questions(stage: Stage, faults: list[Fault], log: Log, lock: Path | None) -
             if prompt not in texts:
                 texts[prompt] = stage.text_of(prompt)
             told(stage.disturb_question(fault, texts[prompt]), log)
+            stage.heal()
 
 
 def _sessions(stage: Stage, cluster: Cluster, faults: list[Fault], log: Log, lock: Path | None) -> None:
-    left = list(faults)
-    while left:
+    broken = 0
+    while left := log.left(faults):
+        tried = len(left)
+        try:
+            _session(stage, cluster, left, log, lock)
+        except Broken as error:
+            note(f"another session is opened: {error}")
+            stage.heal()
+            broken = broken + 1 if len(log.left(faults)) == tried else 0
+            if broken == MOST_BROKEN:
+                raise
+
+
+def _session(stage: Stage, cluster: Cluster, faults: Sequence[Fault], log: Log, lock: Path | None) -> None:
+    with ExitStack() as stack:
         with locked(lock):
             stage.wait_well()
-        with stage.session(cluster) as session:
+            session = stack.enter_context(stage.session(cluster))
+            for wrong in session.several_at_once():
+                note(f"undisturbed, several at once: {wrong}")
+        for fault in faults:
             with locked(lock):
-                for wrong in session.several_at_once():
-                    note(f"undisturbed, several at once: {wrong}")
-            try:
-                while left:
-                    with locked(lock):
-                        stage.wait_well()
-                        session.wait_ready()
-                        told(_disturbed(session, left[0]), log)
-                    left.pop(0)
-            except Broken as error:
-                note(f"another session is opened: {error}")
-                if not log.left(left[:1]):
-                    left.pop(0)
-
-
-def _disturbed(session: Session, fault: Fault) -> Outcome:
-    try:
-        return session.disturb(fault)
-    except RuntimeError as error:
-        raise Broken(str(error)) from error
+                stage.wait_well()
+                session.wait_ready()
+                told(session.disturb(fault), log)
+                stage.heal()
 
 
 def told(outcome: Outcome, log: Log) -> None:
@@ -167,16 +171,19 @@ def main() -> int:
         with Lan() as lan:
             with locked(options.lock):
                 stage = Stage(lan, note)
-            run(stage, left, log, options.lock, options.fresh)
             try:
+                run(stage, left, log, options.lock, options.fresh)
                 stage.end()
+            except Broken as error:
+                note(f"given up: {error}")
+                remains = 1
             except AssertionError as error:
                 note(str(error))
                 remains = 1
     is_whole_run = options.faults >= FAULTS and options.number is None
     figures = [
         *figures_of(log, faults, is_whole_run=is_whole_run),
-        Figure("left behind", remains, "", 0, "at most"),
+        Figure("runs given up, or that left something behind", remains, "", 0, "at most"),
     ]
     print(f"\n{table(log.outcomes)}\n\n{report.table(figures)}")
     document = report.document(figures, report.this_machine(), commit)

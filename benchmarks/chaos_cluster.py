@@ -61,6 +61,8 @@ class Stage:
         self.lan, self._note, self.tokens = lan, note, tokens
         self.swarm = Swarm(lan)
         self.hosts: dict[str, Host] = {}
+        self._hit: tuple[Fault, str, Undo] | None = None
+        """What is to be undone."""
         for name in HOSTS:
             machine = self.swarm.machine(name)
             give_disk(machine)
@@ -79,8 +81,8 @@ class Stage:
     def session(self, cluster: Cluster) -> Iterator[Session]:
         """An open session, and what it answers undisturbed."""
         session = Session(self, cluster)
-        session.open()
         try:
+            session.open()
             yield session
         finally:
             session.close()
@@ -93,8 +95,21 @@ class Stage:
         finally:
             session.close()
 
-    def heal(self, fault: Fault, name: str, undo: Undo) -> None:
-        """The fault is over, and its host lends again."""
+    def hit(self, fault: Fault, members: list[str]) -> str:
+        """Injects the fault now; whom it has hit."""
+        name = members[min(int(fault.member * len(members)), len(members) - 1)]
+        host = self.hosts[name]
+        everybody = [machine for machine in self.lan.machines if machine is not host.machine]
+        hosts = [machine for machine in everybody if machine.name in members]
+        others = {"everybody": everybody, "the requester": [self.requester], "its members": hosts}[fault.side]
+        self._hit = fault, name, inject(fault.kind, host, self.lan, others)
+        return name
+
+    def heal(self) -> None:
+        """The fault is over, and its host lends again. Raises Broken."""
+        if self._hit is None:
+            return
+        (fault, name, undo), self._hit = self._hit, None
         undo()
         process = self.hosts[name].process
         ends = fault.kind in ENDING
@@ -104,17 +119,14 @@ class Stage:
         if process.returncode is None and ends:
             self._note(f"{name} did not end within {ENDS_S:.0f} s of being asked to")
             process.end_now()
-        if process.returncode is not None:
+        if process.returncode is None:
+            return
+        if fault.kind not in ENDING:
+            self._note(f"{name} ended of it with {process.returncode}: {process.stderr.strip()[-300:]}")
+        try:
             self.hosts[name] = self._start(self.hosts[name].machine).wait_ready()
-
-    def hit(self, fault: Fault, members: list[str]) -> tuple[str, Undo]:
-        """Injects the fault now: whom it has hit, and what undoes it."""
-        name = members[min(int(fault.member * len(members)), len(members) - 1)]
-        host = self.hosts[name]
-        everybody = [machine for machine in self.lan.machines if machine is not host.machine]
-        hosts = [machine for machine in everybody if machine.name in members]
-        others = {"everybody": everybody, "the requester": [self.requester], "its members": hosts}[fault.side]
-        return name, inject(fault.kind, host, self.lan, others)
+        except (AssertionError, TimeoutError) as error:
+            raise Broken(f"{name} does not come back: {error}") from error
 
     def wait_well(self) -> None:
         """Until every host lends again, or works for the cluster. Raises Broken."""
@@ -148,12 +160,11 @@ class Stage:
             came = len(asking.stdout)
             members = sorted(name for name, host in self.hosts.items() if ranks(host))
             at = time.monotonic()
-            victim, undo = self.hit(fault, members)
+            victim = self.hit(fault, members)
             done = asking.wait(ANSWER_S)
         finally:
             if asking.returncode is None:
                 asking.end_now()
-        self.heal(fault, victim, undo)
         times = [when for when, stream, _ in asking.chunks if stream == "stdout"]
         wrong = _wrong_text(done, expected)
         return Outcome.of(
@@ -180,7 +191,7 @@ class Session:
         self._expected: dict[str, Ids] = {}
 
     def open(self) -> float:
-        """Seconds that it says it took."""
+        """Seconds that it says it took. Raises Broken."""
         options = (
             "--model",
             TINY.name,
@@ -194,9 +205,13 @@ class Session:
             "2048",
         )
         argv = self._stage.swarm.command("session open", *options, "--sequences", "5", *SHAPES[self.cluster])
-        done = self._machine.run(argv, timeout_s=ASK_TIMEOUT_S).check()
+        try:
+            done = self._machine.run(argv, timeout_s=ASK_TIMEOUT_S)
+        except TimeoutError as error:
+            raise Broken(f"the session does not open: {error}") from error
         found = re.search(r"^ready in ([\d.]+) s", done.stderr, re.MULTILINE)
-        assert found is not None, done.stderr
+        if done.returncode or found is None:
+            raise Broken(f"the session does not open: {done.stderr.strip()[-500:]}")
         return float(found[1])
 
     def close(self) -> None:
@@ -261,14 +276,18 @@ class Session:
         return names
 
     def disturb(self, fault: Fault) -> Outcome:
-        """Answers, a fault amid them, and what came of it. The host is well again when this returns."""
+        """Answers, a fault amid them, and what came of it."""
+        described = self.described()
         members = self.members()
         tokens = self._stage.tokens
         asked = [(PROMPTS[number], self.stream(PROMPTS[number], tokens)) for number in fault.prompts]
         asking = self._ask(PROMPTS[fault.prompts[0]]) if fault.with_ask else None
         came = asked[0][1].wait_tokens(max(1, int(fault.at * tokens)), ASK_TIMEOUT_S)
         at = time.monotonic()
-        victim, undo = self._stage.hit(fault, members)
+        try:
+            victim = self._stage.hit(fault, members)
+        except RuntimeError as error:
+            raise Broken(str(error)) from error
         with ThreadPoolExecutor(len(asked)) as threads:
             answers: list[Answer] = list(threads.map(lambda pair: pair[1].wait(), asked))
         wrong = [
@@ -279,7 +298,6 @@ class Session:
             wrong.append(_wrong_ask(asking, self.expected(PROMPTS[fault.prompts[0]])))
         gaps = [gap_of([when for when, _ in answer.parts], at) for answer in answers]
         known = [gap for gap in gaps if gap is not None]
-        self._stage.heal(fault, victim, undo)
         return Outcome.of(
             fault,
             victim,
@@ -287,6 +305,7 @@ class Session:
             "; ".join(each for each in wrong if each),
             max(known) if known else None,
             len(wrong),
+            recoveries=self.described().get("recoveries", 0) - described.get("recoveries", 0),
             is_missed=all(answer.is_whole and answer.came_before(at) == tokens for answer in answers),
         )
 

@@ -27,6 +27,8 @@ class Outcome:
     next_token_s: float | None
     """From the fault to the first token after the pause that it made."""
     answers: int
+    recoveries: int = 0
+    """Clusters that the session formed anew for it."""
     is_missed: bool = False
     """Whether the answers were complete before the fault."""
 
@@ -40,18 +42,19 @@ class Outcome:
         next_token_s: float | None,
         answers: int,
         *,
+        recoveries: int = 0,
         is_missed: bool = False,
     ) -> Outcome:
         side = fault.side if fault.kind == "packets dropped" else ""
         return cls(
             *(fault.number, fault.kind, fault.cluster, side, victim, token, wrong, next_token_s, answers),
-            is_missed,
+            *(recoveries, is_missed),
         )
 
     @property
     def paused(self) -> bool:
-        """Whether anybody could have noticed."""
-        return self.next_token_s is not None and self.next_token_s >= PAUSE_S
+        """Whether anybody could have noticed, or others took over."""
+        return self.next_token_s is not None and (self.next_token_s >= PAUSE_S or self.recoveries > 0)
 
 
 PAUSE_S = 0.5

@@ -41,6 +41,7 @@ def test_answers_go_on_whatever_befalls_their_hosts() -> None:
                 stage.wait_well()
                 session.wait_ready()
                 outcome = session.disturb(fault)
+                stage.heal()
                 assert outcome.wrong == "", f"{outcome}\n{said}"
                 assert not outcome.is_missed, outcome
         stage.end()

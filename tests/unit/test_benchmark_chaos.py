@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import json
+import threading
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.chaos import figures_of
-from benchmarks.chaos_answers import Answer, difference, gap_of, wrong_of
+from benchmarks.chaos_answers import Answer, Stream, difference, gap_of, wrong_of
 from benchmarks.chaos_log import Log, Outcome, quantile, table
 from benchmarks.chaos_schedule import KINDS, SHARES, schedule
 
@@ -110,3 +117,55 @@ def test_what_is_told_of_each_kind() -> None:
     assert len(rows) == 11
     assert everything.split() == ["all", "11", "10", "0", "5.0", "s", "9.0", "s", "10.0", "s"]
     assert [quantile([1.0, 2.0, 3.0, 4.0], share) for share in (0.0, 0.25, 0.5, 0.9, 1.0)] == [1, 1, 2, 4, 4]
+
+
+@contextmanager
+def endpoint(*events: object, status: int = 200) -> Iterator[int]:
+    """Streams these events and then ends the connection."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["content-length"]))
+            self.send_response(status)
+            self.end_headers()
+            for event in events:
+                said = event if isinstance(event, str) else json.dumps(event)
+                self.wfile.write(f"data: {said}\n\n".encode())
+
+        def log_message(self, *arguments: object) -> None:
+            """Tells nobody."""
+
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield server.server_port
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def streamed(port: int) -> Answer:
+    machine: Any = SimpleNamespace(namespaces=SimpleNamespace(network=nullcontext))
+    return Stream(cast(Any, machine), port, "def", 3, "tiny").wait()
+
+
+def tokens(*ids: int, finish_reason: str | None = None) -> dict[str, object]:
+    return {"choices": [{"text": "x", "token_ids": list(ids), "finish_reason": finish_reason}]}
+
+
+def test_a_stream_is_read_to_its_end() -> None:
+    with endpoint(tokens(1, 2), tokens(3, finish_reason="length"), "[DONE]") as port:
+        answer = streamed(port)
+    assert (answer.ids, answer.finish_reason, wrong_of(answer, (1, 2, 3))) == ((1, 2, 3), "length", "")
+
+
+def test_streams_that_break_are_told() -> None:
+    with endpoint(tokens(1, 2)) as port:
+        assert wrong_of(streamed(port), (1, 2)) == "ended without its end after 2 tokens"
+    with endpoint(tokens(1), {"error": {"message": "the session's engine broke off"}}) as port:
+        assert wrong_of(streamed(port), (1, 2)) == "broke after 1 tokens: the session's engine broke off"
+    with endpoint({"error": "busy"}, status=429) as port:
+        assert wrong_of(streamed(port), (1, 2)).startswith("broke after 0 tokens: status 429")
+    assert "ConnectionRefusedError" in wrong_of(streamed(port), ())
