@@ -11,11 +11,9 @@ if TYPE_CHECKING:
 
 def crash_of(story: Story) -> str:
     """When a session crashed and what of it is unfinished, for people."""
-    count = len(story.lost())
-    requests = (
-        f"{count or 'no'} request{'' if count == 1 else 's'} {'was' if count == 1 else 'were'} unfinished"
-    )
-    return f"{_instant(story.alive_at)}; {requests}"
+    from edgellm.sessions.story import lost_requests
+
+    return f"{_instant(story.alive_at)}; {lost_requests(story)}"
 
 
 def _instant(at: float) -> str:

@@ -298,8 +298,10 @@ def recover(
       edgellm session recover amber-1f3c
     """
     from edgellm.paths import default_paths
-    from edgellm.sessions.client import lost_requests, recover_session, session_state
+    from edgellm.sessions.client import session_state
+    from edgellm.sessions.recover import recover_session
     from edgellm.sessions.registry import Registry
+    from edgellm.sessions.story import lost_requests
 
     registry = Registry.of(default_paths())
     with BringUpView(errors, quiet=quiet) as view:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from edgellm.console import views
-from edgellm.sessions.client import ProgressLine, SessionState, crashed
+from edgellm.sessions.client import ProgressLine, SessionState
+from edgellm.sessions.story import crashed
 
 NEVER_MS = 100 * 365 * 86_400_000
 """A session that closes so long after it was opened stays open; calendars end."""
@@ -76,11 +77,11 @@ def session_of(
 
 
 def _crashed(state: SessionState) -> views.Session:
-    error = crashed(state)
+    assert state.story is not None
+    error = crashed(state.name, state.story)
     problem = views.Problem(message=str(error), remedy=error.remedy, type="session")
-    model = state.story.model if state.story else ""
     return views.Session(
-        name=state.name, model=model, state="failed", detail=problem.message, failure=problem
+        name=state.name, model=state.story.model, state="failed", detail=problem.message, failure=problem
     )
 
 

@@ -16,7 +16,7 @@ from edgellm import errors
 from edgellm.errors import EdgeError, EngineError, SessionError, UsageError
 from edgellm.sessions.daemon_order import Order
 from edgellm.sessions.registry import Registry, SessionFiles, SessionRecord, read_record, runs
-from edgellm.sessions.story import Story, read_journal
+from edgellm.sessions.story import Story, crashed, read_journal
 from edgellm.wire import backend_pb2, backend_pb2_grpc, session_pb2, session_pb2_grpc
 
 CALL_TIMEOUT_S = 5.0
@@ -104,42 +104,6 @@ def launch_session(registry: Registry, order: Order, files: SessionFiles) -> sub
     return daemon
 
 
-def recover_session(
-    registry: Registry,
-    name: str,
-    on_progress: Callable[[ProgressLine], object],
-    *,
-    port: int | None = None,
-) -> Story:
-    """Brings a session that crashed or failed back on a new cluster: same name, API key, options, and port unless another is
-    given. What had been going on; what of it is unfinished stays marked in the new one.
-
-    Raises SessionError when there is none of that name, when it runs or cannot be brought back, and what its daemon met; then
-    it can be tried again.
-    """
-    with registry.reserve_again(name) as files:
-        story = read_journal(files.journal)
-        if story is None:
-            registry.remove(name)
-            raise SessionError(
-                f"session {name!r} has left nothing from which it could be brought back",
-                remedy="open another one: edgellm session open --model MODEL",
-            )
-        order = msgspec.structs.replace(
-            story.opened.order,
-            model=story.model,
-            directory=str(files.directory),
-            journal=str(files.journal),
-            port=story.opened.order.port if port is None else port,
-            spent_s=story.spent_s(),
-            recovers=True,
-            # Whoever it belonged to has gone.
-            owner_pid=0,
-        )
-        start_session(registry, order, files, on_progress)
-    return story
-
-
 def _follow(
     daemon: subprocess.Popen[bytes],
     files: SessionFiles,
@@ -182,21 +146,8 @@ def gone(state: SessionState, files: SessionFiles) -> EdgeError:
     """Why a session does not answer."""
     if not state.has_crashed:
         return failure_of(state.record, f"session {state.name!r} is gone", files)
-    return crashed(state)
-
-
-def crashed(state: SessionState) -> SessionError:
-    """What there is to say of a session that has."""
-    return SessionError(
-        f"session {state.name!r} crashed: {lost_requests(state.story)}",
-        remedy=f"bring it back: edgellm session recover {state.name}",
-    )
-
-
-def lost_requests(story: Story | None) -> str:
-    """How many requests a session that crashed left unfinished, for people."""
-    count = len(story.lost()) if story else 0
-    return f"{count or 'no'} request{'' if count == 1 else 's'} {'was' if count == 1 else 'were'} unfinished"
+    assert state.story is not None
+    return crashed(state.name, state.story)
 
 
 def session_state(registry: Registry, name: str, *, timeout_s: float = CALL_TIMEOUT_S) -> SessionState:

@@ -10,6 +10,7 @@ from typing import TypeAlias
 
 import msgspec
 
+from edgellm.errors import SessionError
 from edgellm.sessions.daemon_order import Order
 
 MAX_UNFINISHED = 256
@@ -149,3 +150,17 @@ def read_journal(path: Path | None) -> Story | None:
     for line in decoded(data):
         story = told(story, line)
     return replace(story, alive_at=alive_at) if story else None
+
+
+def lost_requests(story: Story) -> str:
+    """How many requests a session that crashed left unfinished, for people."""
+    count = len(story.lost())
+    return f"{count or 'no'} request{'' if count == 1 else 's'} {'was' if count == 1 else 'were'} unfinished"
+
+
+def crashed(name: str, story: Story) -> SessionError:
+    """What there is to say of a session that has."""
+    return SessionError(
+        f"session {name!r} crashed: {lost_requests(story)}",
+        remedy=f"bring it back: edgellm session recover {name}",
+    )

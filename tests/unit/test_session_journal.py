@@ -21,10 +21,11 @@ from edgellm.cli import app
 from edgellm.cli._errors import told as told_error
 from edgellm.errors import SessionError, UsageError
 from edgellm.paths import default_paths
-from edgellm.sessions import client, journal
-from edgellm.sessions.client import list_sessions, recover_session, session_state
+from edgellm.sessions import journal, recover
+from edgellm.sessions.client import list_sessions, session_state
 from edgellm.sessions.daemon_order import Order
 from edgellm.sessions.journal import Journal
+from edgellm.sessions.recover import recover_session
 from edgellm.sessions.registry import Registry, SessionFiles, SessionRecord, write_record
 from edgellm.sessions.story import (
     Begun,
@@ -281,7 +282,7 @@ def test_one_that_crashed_is_listed_until_it_is_closed(
 
 
 def recovered(registry: Registry, monkeypatch: pytest.MonkeyPatch, start: Callable[..., object]) -> Story:
-    monkeypatch.setattr(client, "start_session", start)
+    monkeypatch.setattr(recover, "start_session", start)
     return recover_session(registry, "amber", lambda line: None)
 
 
