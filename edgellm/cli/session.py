@@ -193,9 +193,11 @@ def list_(as_json: options.Json = False) -> None:
         )
     tables.print(shown)
     for state in states:
-        if state.has_crashed and state.story is not None:
+        if state.story is None:
+            continue
+        if state.has_crashed:
             say(f"{state.name} crashed at {crash_of(state.story)}")
-            say(f"[dim]bring it back:[/] edgellm session recover {state.name}")
+        say(f"[dim]bring it back:[/] edgellm session recover {state.name}")
 
 
 @app.command("show")

@@ -79,9 +79,11 @@ class Serving:
             self._tell(slot)
 
     def _tell(self, slot: Slot) -> None:
+        if self._on_use is None:
+            return
         hosts = {stage.peer: stage.name or stage.peer for stage in slot.opened.cluster.stages.stages}
         serves = slot.model, tuple(hosts.values())
-        if self._on_use is not None and serves != self._told:
+        if serves != self._told:
             self._told = serves
             self._on_use(*serves, self._cost.spent(time.time()))
 
