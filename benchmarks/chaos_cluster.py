@@ -131,19 +131,22 @@ class Stage:
     def wait_well(self) -> None:
         """Until every host lends again, or works for the cluster. Raises Broken."""
         deadline = time.monotonic() + WELL_S
-        while missing := [name for name in self.hosts if not self._is_well(name)]:
+        while missing := self._ill():
             if time.monotonic() > deadline:
                 raise Broken(f"{', '.join(missing)} lend no longer")
             time.sleep(_POLL_S)
 
-    def _is_well(self, name: str) -> bool:
-        host = self.hosts[name]
-        if host.process.returncode is not None:
-            return False
-        if ranks(host):
-            return True
-        peer = self.swarm.peers(self.swarm.meeting_point).get(name)
-        return peer is not None and peer["free_leases"] > 0
+    def _ill(self) -> list[str]:
+        """Hosts that neither compute for a cluster nor are free."""
+        idle = [
+            name
+            for name, host in self.hosts.items()
+            if host.process.returncode is not None or not ranks(host)
+        ]
+        if not idle:
+            return []
+        peers = self.swarm.peers(self.swarm.meeting_point)
+        return [name for name in idle if not (name in peers and peers[name]["free_leases"])]
 
     def disturb_question(self, fault: Fault, expected: str) -> Outcome:
         """A question with a cluster of its own, at whose text alone one can look as it comes."""

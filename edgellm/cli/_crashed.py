@@ -42,6 +42,8 @@ def report_of_crashed(name: str, story: Story | None) -> dict[str, object]:
         "model": story.model,
         "state": "crashed",
         "crashed_at": story.alive_at,
+        "recoveries": 0,
+        "spares": [],
         "running_requests": 0,
         "closes_in_s": None,
         "cost_s": story.spent_s(),
