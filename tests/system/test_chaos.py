@@ -15,7 +15,7 @@ KINDS: tuple[Kind, ...] = (
     "rank frozen",
     "packets dropped",
     "slow to a crawl",
-    "host's Ctrl-C",
+    "out of memory",
 )
 TOKENS = 400
 
