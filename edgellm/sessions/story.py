@@ -82,7 +82,9 @@ class Story:
     def lost(self) -> tuple[Unfinished, ...]:
         """All that is unfinished if its daemon is dead."""
         died = tuple(
-            Unfinished(one.path, one.request_id, one.model, one.at, self.alive_at) for one in self.running
+            # The file's time is coarser than a clock.
+            Unfinished(one.path, one.request_id, one.model, one.at, max(one.at, self.alive_at))
+            for one in self.running
         )
         return (*self.unfinished, *died)[-MAX_UNFINISHED:]
 

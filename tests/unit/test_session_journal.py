@@ -92,6 +92,7 @@ def test_what_ran_is_unfinished_and_what_ended_is_not(path: Path) -> None:
     ]
     (lost,) = story.lost()
     assert (lost.request_id, lost.model, lost.at, lost.lost_at) == ("mine", "other", 1000.0, story.alive_at)
+    assert replace(story, alive_at=900.0).lost()[0].lost_at == 1000.0
 
 
 def test_who_asks_again_is_known_until_it_is_answered(path: Path) -> None:
