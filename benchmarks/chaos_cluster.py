@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from benchmarks.chaos_answers import Answer, Ids, Stream, difference, gap_of, wrong_of
-from benchmarks.chaos_faults import Undo, give_disk, inject, ranks
+from benchmarks.chaos_faults import Undo, give_disk, inject, lends, ranks
 from benchmarks.chaos_log import Outcome
 from benchmarks.chaos_schedule import Cluster, Fault
 from tests.system.lan import Lan
@@ -137,11 +137,11 @@ class Stage:
             time.sleep(_POLL_S)
 
     def _ill(self) -> list[str]:
-        """Hosts that neither compute for a cluster nor are free."""
+        """Hosts that neither lend to a cluster nor are free."""
         idle = [
             name
             for name, host in self.hosts.items()
-            if host.process.returncode is not None or not ranks(host)
+            if host.process.returncode is not None or not lends(host)
         ]
         if not idle:
             return []

@@ -28,6 +28,11 @@ def ranks(host: Host) -> list[int]:
     return [pid for pid in host.process.tree() if "RayWorkerProc" in _command(pid)]
 
 
+def lends(host: Host) -> bool:
+    """Whether it runs a cell, computing or standing by."""
+    return any("bwrap" in _command(pid) for pid in host.process.tree())
+
+
 def give_disk(machine: Machine) -> None:
     """Puts what the machine's user may write to on disks of its own, which can be filled. To be called once, before use."""
     for target in _disks(machine):

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from edgellm.sessions.recover import recover_session
 
 from edgellm.cli.session import report
 from edgellm.errors import SessionError, UsageError
@@ -23,6 +22,7 @@ from edgellm.paths import default_paths
 from edgellm.sessions import client
 from edgellm.sessions.client import close_session, list_sessions, session_state, start_session
 from edgellm.sessions.daemon_order import Order
+from edgellm.sessions.recover import recover_session
 from edgellm.sessions.registry import Registry, SessionFiles, read_record
 from edgellm.sessions.story import read_journal
 
