@@ -128,7 +128,9 @@ class Stage:
 
 def registry(requester: Machine) -> Registry:
     """The requester's sessions, seen from outside."""
-    return Registry(requester.runtime / f"edgellm-{os.getuid()}" / "s")
+    return Registry(
+        requester.runtime / f"edgellm-{os.getuid()}" / "s", requester.home / ".local/state/edgellm/sessions"
+    )
 
 
 def unshaped(stage: Stage) -> list[Figure]:

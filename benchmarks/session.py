@@ -163,7 +163,9 @@ def opened_session(
     carol.run(argv, timeout_s=ASK_TIMEOUT_S).check()
     try:
         # Its files are where the requester's user has them, seen from outside.
-        registry = Registry(carol.runtime / f"edgellm-{os.getuid()}" / "s")
+        registry = Registry(
+            carol.runtime / f"edgellm-{os.getuid()}" / "s", carol.home / ".local/state/edgellm/sessions"
+        )
         description = session_state(registry, NAME).description
         if description is None:
             raise RuntimeError("the session does not answer")

@@ -45,6 +45,11 @@ class Paths:
     def sessions(self) -> Path:
         return self.runtime / "s"
 
+    @property
+    def journals(self) -> Path:
+        """Of sessions: what brings one back after its daemon or the machine has died."""
+        return self.state / "sessions"
+
 
 def default_paths() -> Paths:
     """The directories of this user (or of `EDGELLM_HOME`), made if need be.

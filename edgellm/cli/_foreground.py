@@ -108,7 +108,7 @@ def ended_like_ctrl_c() -> Iterator[None]:
 
 def _followed(registry: Registry, name: str, *, quiet: bool) -> str:
     """Why the session has ended. Raises what it broke with."""
-    from edgellm.sessions.client import failure_of, session_state
+    from edgellm.sessions.client import gone, session_state
 
     line, reason = "", "another command closed it"
     told: object = None
@@ -126,8 +126,8 @@ def _followed(registry: Registry, name: str, *, quiet: bool) -> str:
                 return reason
             described = state.description
             if described is None:
-                if state.record is not None and state.record.failure:
-                    raise failure_of(state.record, f"session {name!r} is gone", registry.files(name))
+                if state.has_crashed or (state.record is not None and state.record.failure):
+                    raise gone(state, registry.files(name))
                 return reason
             if described.state == "closing":
                 reason = described.detail

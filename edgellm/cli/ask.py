@@ -216,7 +216,7 @@ def _answered_by_session(asked: Asked, question: Question, show: AnswerView) -> 
     from edgellm.sessions.registry import Registry
     from edgellm.sessions.reuse import reusable
 
-    registry = Registry(default_paths().sessions)
+    registry = Registry.of(default_paths())
     if not registry.names():
         return False
     from edgellm.sessions.client import list_sessions
@@ -245,7 +245,7 @@ def _ask_session(name: str, question: Question, show: AnswerView, state: Session
     from edgellm.sessions.client import ask_session, session_state
     from edgellm.sessions.registry import Registry
 
-    registry = Registry(default_paths().sessions)
+    registry = Registry.of(default_paths())
     state = state or session_state(registry, name)
     show.session(name)
     if state.description is not None:

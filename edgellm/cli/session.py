@@ -13,6 +13,7 @@ from rich.table import Table
 
 from edgellm.cli import _options as options
 from edgellm.cli._bringup import BringUpView
+from edgellm.cli._crashed import as_text, crash_of, report_of_crashed
 from edgellm.cli._output import errors, say, tables
 from edgellm.types.quantity import parse_duration
 
@@ -94,6 +95,9 @@ def open_(
 
       edgellm session open --model Qwen/Qwen3-32B --port 8000 --foreground --max-cost 2h
     """
+    import msgspec
+    import psutil
+
     from edgellm.cli._foreground import ended_like_ctrl_c, stay
     from edgellm.discovery.bootstrap import require_bootstrap
     from edgellm.gateway.guard import require_key
@@ -106,7 +110,7 @@ def open_(
     idle_s, max_cost_s = parse_duration(idle), parse_duration(max_cost)
     require_key(api_key)
     known = require_bootstrap(bootstrap or (), paths.state, mdns=mdns)
-    registry = Registry(paths.sessions)
+    registry = Registry.of(paths)
     chosen, files = registry.reserve(name)
     order = Order(
         name=chosen,
@@ -131,7 +135,12 @@ def open_(
         spares=spares,
         patience_s=parse_duration(patience),
         silence_s=options.silence_s(silence),
+        journal=str(files.journal),
     )
+    if foreground:
+        # Were it killed, nobody would be left to close the session.
+        own = psutil.Process()
+        order = msgspec.structs.replace(order, owner_pid=own.pid, owner_started=own.create_time())
     with ended_like_ctrl_c() if foreground else nullcontext():
         with BringUpView(errors, quiet=quiet) as view:
             start_session(registry, order, files, lambda line: view.note(line.who, line.phase, line.detail))
@@ -160,7 +169,7 @@ def list_(as_json: options.Json = False) -> None:
     from edgellm.sessions.client import list_sessions
     from edgellm.sessions.registry import Registry
 
-    states = list_sessions(Registry(default_paths().sessions))
+    states = list_sessions(Registry.of(default_paths()))
     if as_json:
         print(json.dumps([report(state) for state in states], ensure_ascii=False))
         return
@@ -183,6 +192,12 @@ def list_(as_json: options.Json = False) -> None:
             escape(str(entry["route"])),
         )
     tables.print(shown)
+    for state in states:
+        if state.story is None:
+            continue
+        if state.has_crashed:
+            say(f"{state.name} crashed at {crash_of(state.story)}")
+        say(f"[dim]bring it back:[/] edgellm session recover {state.name}")
 
 
 @app.command("show")
@@ -194,13 +209,13 @@ def show(
     from edgellm.sessions.client import session_state
     from edgellm.sessions.registry import Registry
 
-    entry = report(session_state(Registry(default_paths().sessions), name))
+    entry = report(session_state(Registry.of(default_paths()), name))
     if as_json:
         print(json.dumps(entry, ensure_ascii=False))
         return
     shown = Table(box=None, show_header=False)
     for key, value in entry.items():
-        shown.add_row(f"[bold]{key.replace('_', ' ')}[/]", escape("-" if value is None else str(value)))
+        shown.add_row(f"[bold]{key.replace('_', ' ')}[/]", escape(as_text(value, key)))
     tables.print(shown)
 
 
@@ -219,16 +234,16 @@ def chat(
     """
     from edgellm.cli._chat import Chat, lines
     from edgellm.paths import default_paths
-    from edgellm.sessions.client import failure_of, session_state
+    from edgellm.sessions.client import gone, session_state
     from edgellm.sessions.conversation import Conversation
     from edgellm.sessions.registry import Registry
     from edgellm.types.request import Sampling
 
     paths = default_paths()
-    registry = Registry(paths.sessions)
+    registry = Registry.of(paths)
     state = session_state(registry, name)
     if state.description is None:
-        raise failure_of(state.record, f"session {name!r} is gone", registry.files(name))
+        raise gone(state, registry.files(name))
     model = state.description.model
     sampling = Sampling(max_tokens=max_tokens, temperature=temperature)
     talk = Chat(registry, name, model, sampling, Conversation(system))
@@ -256,7 +271,7 @@ def swap(
     from edgellm.sessions.client import swap_session
     from edgellm.sessions.registry import Registry
 
-    registry = Registry(default_paths().sessions)
+    registry = Registry.of(default_paths())
     with BringUpView(errors, quiet=quiet) as view:
         swap_session(registry, name, model, lambda line: view.note(line.who, line.phase, line.detail))
         elapsed_s = view.elapsed_s
@@ -264,20 +279,62 @@ def swap(
         say(f"[green]swapped[/] in {elapsed_s:.1f} s: {escape(name)} answers with {escape(model)}")
 
 
+@app.command("recover")
+def recover(
+    name: Annotated[str, typer.Argument(help="The session's name.")],
+    port: Annotated[
+        int | None,
+        typer.Option("--port", min=0, max=65535, help="Of the endpoint. Default: the one that it had."),
+    ] = None,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="Print nothing but the session's name.")
+    ] = False,
+) -> None:
+    """Bring back a session that crashed: same name, port, API key and options, on a new cluster.
+
+    `edgellm session list` shows what crashed, after a reboot as well. Requests that were running are not asked again: `session
+    show` says which they were. A client that asks one again with the same x-request-id is told by x-edgellm-unfinished.
+
+    Examples:
+
+      edgellm session recover amber-1f3c
+    """
+    from edgellm.paths import default_paths
+    from edgellm.sessions.client import session_state
+    from edgellm.sessions.recover import recover_session
+    from edgellm.sessions.registry import Registry
+    from edgellm.sessions.story import lost_requests
+
+    registry = Registry.of(default_paths())
+    with BringUpView(errors, quiet=quiet) as view:
+        story = recover_session(
+            registry, name, lambda line: view.note(line.who, line.phase, line.detail), port=port
+        )
+        elapsed_s = view.elapsed_s
+    if not quiet:
+        say(f"[green]ready[/] again in {elapsed_s:.1f} s; {lost_requests(story)}")
+        described = session_state(registry, name).description
+        if described is not None:
+            say(f"its endpoint: {described.endpoint}")
+    print(name)
+
+
 @app.command("close")
 def close(name: Annotated[str, typer.Argument(help="The session's name.")]) -> None:
-    """Close a session; returns when everything of it is gone."""
+    """Close a session, or forget one that crashed; returns when everything of it is gone."""
     from edgellm.paths import default_paths
     from edgellm.sessions.client import close_session
     from edgellm.sessions.registry import Registry
 
-    close_session(Registry(default_paths().sessions), name)
+    close_session(Registry.of(default_paths()), name)
     say(f"closed {escape(name)}")
 
 
 def report(state: SessionState) -> dict[str, object]:
     """A session for people and for JSON."""
     description, record = state.description, state.record
+    if state.has_crashed:
+        return report_of_crashed(state.name, state.story)
     if description is None:
         return {
             "name": state.name,
@@ -291,6 +348,7 @@ def report(state: SessionState) -> dict[str, object]:
             "max_cost_s": None,
             "endpoint": "",
             "route": "",
+            "unfinished": [],
         }
     expires = description.idle_expires_unix_ms / 1000
     return {
@@ -307,6 +365,16 @@ def report(state: SessionState) -> dict[str, object]:
         "route": " → ".join(
             f"{stage.name} layers {stage.first_layer}-{stage.end_layer - 1}" for stage in description.stages
         ),
+        "unfinished": [
+            {
+                "path": lost.path,
+                "request_id": lost.request_id,
+                "model": lost.model,
+                "begun_at": lost.begun_unix_ms / 1000,
+                "lost_at": lost.lost_unix_ms / 1000,
+            }
+            for lost in description.unfinished
+        ],
     }
 
 

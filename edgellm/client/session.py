@@ -15,7 +15,7 @@ from edgellm.discovery.bootstrap import require_bootstrap
 from edgellm.errors import SessionError, UsageError
 from edgellm.models.light import LightStore
 from edgellm.paths import default_paths
-from edgellm.sessions.client import ProgressLine, close_session, failure_of, session_state, start_session
+from edgellm.sessions.client import ProgressLine, close_session, gone, session_state, start_session
 from edgellm.sessions.registry import Registry
 from edgellm.wire import session_pb2
 
@@ -31,7 +31,7 @@ class OpenSession:
         state = session_state(registry, name)
         files = registry.files(name)
         if state.description is None:
-            raise failure_of(state.record, f"session {name!r} is gone", files)
+            raise gone(state, files)
         if state.description.state != "ready":
             raise SessionError(f"session {name!r} is still starting", remedy="ask again in a moment")
         self.description: session_pb2.Description = state.description
@@ -104,7 +104,7 @@ def open_session(
     require_known(options, whose)
     timeout_s = timeout_of(options)
     paths = default_paths()
-    registry = Registry(paths.sessions)
+    registry = Registry.of(paths)
     if session is not None:
         if too_late := options.keys() - OF_A_REQUEST:
             raise UsageError(

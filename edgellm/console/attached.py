@@ -28,7 +28,7 @@ async def attached_sources(
 
     `place` is where the daemon itself joined; `close` has the session end.
     """
-    registry = Registry(paths.sessions)
+    registry = Registry.of(paths)
     watcher = SwarmWatcher()
 
     async def same_place() -> Place:

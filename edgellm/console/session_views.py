@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 
 from edgellm.console import views
 from edgellm.sessions.client import ProgressLine, SessionState
+from edgellm.sessions.story import crashed
 
 NEVER_MS = 100 * 365 * 86_400_000
 """A session that closes so long after it was opened stays open; calendars end."""
@@ -16,6 +17,8 @@ def session_of(
 ) -> views.Session:
     """A session as it is shown; `last` is what its bring-up said last. Pure but for the latencies."""
     description, record = state.description, state.record
+    if state.has_crashed:
+        return _crashed(state)
     told = " ".join(filter(None, (last.who, last.phase, last.detail))) if last is not None else ""
     if description is None:
         failure = None
@@ -70,6 +73,15 @@ def session_of(
             views.KvHolder(peer=holder.peer, name=holder.name, tokens=holder.tokens)
             for holder in description.kv_holders
         ],
+    )
+
+
+def _crashed(state: SessionState) -> views.Session:
+    assert state.story is not None
+    error = crashed(state.name, state.story)
+    problem = views.Problem(message=str(error), remedy=error.remedy, type="session")
+    return views.Session(
+        name=state.name, model=state.story.model, state="failed", detail=problem.message, failure=problem
     )
 
 

@@ -27,6 +27,7 @@ from edgellm.sessions import client
 from edgellm.sessions.client import SessionState
 from edgellm.sessions.daemon_order import Order
 from edgellm.sessions.registry import Registry, SessionFiles, SessionRecord, read_record, write_record
+from edgellm.sessions.story import read_journal
 
 log = structlog.get_logger(__name__)
 T = TypeVar("T")
@@ -203,6 +204,7 @@ class SessionsHere:
             context=wanted.context,
             sequences=wanted.sequences,
             kv_scope="session" if wanted.kv_share else None,
+            journal=str(files.journal),
         )
         daemon = client.launch_session(self._registry, order, files)
         with self._lock:
@@ -222,8 +224,8 @@ class SessionsHere:
                 except SessionError:
                     continue  # it has tidied up
                 record = read_record(files)
-                if code == 0 or (record and record.failure):
-                    continue
+                if code == 0 or (record and record.failure) or read_journal(files.journal) is not None:
+                    continue  # it has tidied up, said why, or can be recovered
                 error = client.failure_of(None, f"the session's daemon ended with status {code}", files)
                 blank = record or SessionRecord(name, model, daemon.pid, 0.0)
                 failed = msgspec.structs.replace(

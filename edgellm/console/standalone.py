@@ -40,7 +40,7 @@ async def open_console(options: ConsoleOptions, paths: Paths) -> AsyncIterator[C
 
     Raises UsageError for a bootstrap address that is none. A swarm that cannot be joined is shown, and tried again.
     """
-    registry = Registry(paths.sessions)
+    registry = Registry.of(paths)
     watcher = SwarmWatcher(lambda peer: hosts.of_peer(peer))
     membership = Membership(options.bootstrap, paths, watcher, mdns=options.mdns)
     async with (

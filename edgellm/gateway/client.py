@@ -133,6 +133,11 @@ class Client:
     def has_begun_to_answer(self) -> bool:
         return self._http.our_state is not h11.SEND_RESPONSE
 
+    @property
+    def has_answered(self) -> bool:
+        """Whether all of an answer has been sent."""
+        return self._http.our_state in (h11.DONE, h11.MUST_CLOSE, h11.CLOSED)
+
     async def again(self) -> bool:
         """Whether the connection can take another request: what was not read of this one is read by then, within limits."""
         unread = 0

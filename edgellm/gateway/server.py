@@ -32,6 +32,7 @@ from edgellm.gateway.guard import (
     too_large,
 )
 from edgellm.gateway.relay import Relay, open_relay
+from edgellm.gateway.request_log import RequestLog, noted
 from edgellm.gateway.state import Broken, Closing, Ready, Starting, State, Swapping
 from edgellm.loopback import is_of_same_user
 
@@ -63,6 +64,7 @@ class Gateway:
         *,
         most_at_once: int,
         console: Callable[[], Awaitable[str]] | None = None,
+        journal: RequestLog | None = None,
     ) -> None:
         """`counted` is entered for each request that the engine gets; of these there are `most_at_once` at most.
 
@@ -76,6 +78,7 @@ class Gateway:
         self._connections = 0
         self._uploads_bytes = 0
         self._console = console
+        self._journal = journal
         self._figures = Figures()
         self._figures.watch(lambda: self._running, lambda: self._connections)
 
@@ -176,9 +179,9 @@ class Gateway:
         try:
             settled = await self._settled(client)
             if isinstance(settled, Ready):
-                with self._counted():
+                with self._counted(), noted(self._journal, client, head) as own:
                     await self._relay.forward(
-                        client, request, head.path, body, settled.socket, lambda: _added(settled)
+                        client, request, head.path, body, settled.socket, lambda: (*_added(settled), *own)
                     )
             elif settled is not None:
                 await client.refuse(_not_now(settled), head.path)

@@ -1,5 +1,8 @@
 """Sessions: clusters that are kept open, each by a daemon of its own, reached over a Unix socket of its owner.
 
+story     what a session's journal tells (pure)
+journal   keeps it, so that a session outlives its daemon
+recover   brings back a session whose daemon died
 registry  which sessions there are: one directory each, with socket, pid and log (files)
 idle      when a session has been idle for too long (pure)
 cost      what a session costs those who lend to it (pure)

@@ -16,6 +16,7 @@ from edgellm import errors
 from edgellm.errors import EdgeError, EngineError, SessionError, UsageError
 from edgellm.sessions.daemon_order import Order
 from edgellm.sessions.registry import Registry, SessionFiles, SessionRecord, read_record, runs
+from edgellm.sessions.story import Story, crashed, read_journal
 from edgellm.wire import backend_pb2, backend_pb2_grpc, session_pb2, session_pb2_grpc
 
 CALL_TIMEOUT_S = 5.0
@@ -38,6 +39,13 @@ class SessionState:
     name: str
     record: SessionRecord | None
     description: session_pb2.Description | None
+    story: Story | None = None
+    """What its journal tells, where its daemon is dead."""
+
+    @property
+    def has_crashed(self) -> bool:
+        """Whether its daemon has died without a word; it can be recovered."""
+        return self.story is not None and not (self.record and self.record.failure)
 
 
 def start_session(
@@ -49,8 +57,8 @@ def start_session(
 ) -> None:
     """Starts the daemon of a session and follows it until it is ready.
 
-    Raises the error that the daemon met, after which nothing of the session is left. If interrupted, or SessionError when
-    `give_up` is set meanwhile, the session is closed.
+    Raises the error that the daemon met, after which nothing of the session is left but, where it was being recovered, its
+    journal. If interrupted, or SessionError when `give_up` is set meanwhile, the session is closed in the same way.
     """
     daemon = launch_session(registry, order, files)
     try:
@@ -61,7 +69,8 @@ def start_session(
             daemon.wait(CLOSE_TIMEOUT_S)
         except subprocess.TimeoutExpired:
             daemon.kill()
-        registry.remove(order.name)
+            daemon.wait()
+        registry.remove(order.name, keep_journal=order.recovers)
         raise
 
 
@@ -90,7 +99,7 @@ def launch_session(registry: Registry, order: Order, files: SessionFiles) -> sub
         if daemon is not None:
             daemon.kill()
             daemon.wait()
-        registry.remove(order.name)
+        registry.remove(order.name, keep_journal=order.recovers)
         raise
     return daemon
 
@@ -133,6 +142,14 @@ def failure_of(record: SessionRecord | None, otherwise: str, files: SessionFiles
     return SessionError(otherwise + (f": {last[0][:300]}" if last else ""), remedy="run `edgellm doctor`")
 
 
+def gone(state: SessionState, files: SessionFiles) -> EdgeError:
+    """Why a session does not answer."""
+    if not state.has_crashed:
+        return failure_of(state.record, f"session {state.name!r} is gone", files)
+    assert state.story is not None
+    return crashed(state.name, state.story)
+
+
 def session_state(registry: Registry, name: str, *, timeout_s: float = CALL_TIMEOUT_S) -> SessionState:
     """How a session is. Raises SessionError when there is none of that name."""
     files = registry.files(name)
@@ -144,11 +161,12 @@ def session_state(registry: Registry, name: str, *, timeout_s: float = CALL_TIME
             description = stub.Describe(session_pb2.DescribeRequest(), timeout=timeout_s)
         except grpc.RpcError:
             description = None
-    return SessionState(name, record, description)
+    is_dead = description is None and not _alive(record) and not _just_begun(files, record)
+    return SessionState(name, record, description, read_journal(files.journal) if is_dead else None)
 
 
 def list_sessions(registry: Registry, *, timeout_s: float = CALL_TIMEOUT_S) -> tuple[SessionState, ...]:
-    """All sessions of this user. What a daemon that was killed left behind is swept away on the way.
+    """All sessions of this user. What a daemon left behind that was killed and kept no journal is swept away on the way.
 
     `timeout_s`: how long each of them has to say how it is.
     """
@@ -157,6 +175,7 @@ def list_sessions(registry: Registry, *, timeout_s: float = CALL_TIMEOUT_S) -> t
         state = session_state(registry, name, timeout_s=timeout_s)
         if (
             state.description is None
+            and state.story is None
             and not _alive(state.record)
             and not (state.record and state.record.failure)
             and not _just_begun(registry.files(name), state.record)
@@ -181,7 +200,7 @@ def ask_session(
     state = state or session_state(registry, name)
     files = registry.files(name)
     if state.description is None:
-        raise failure_of(state.record, f"session {name!r} is gone", files)
+        raise gone(state, files)
     if state.description.state == "closing":
         raise SessionError(
             f"session {name!r} closes: {state.description.detail}",
@@ -281,7 +300,12 @@ def request_error(error: grpc.RpcError, name: str, files: SessionFiles) -> EdgeE
     if code == grpc.StatusCode.UNAVAILABLE:
         # The daemon writes why before it goes.
         time.sleep(1.0)
-        return failure_of(read_record(files), f"session {name!r} broke during the answer", files)
+        record = read_record(files)
+        story = None if _alive(record) else read_journal(files.journal)
+        state = SessionState(name, record, None, story)
+        if state.has_crashed:
+            return gone(state, files)
+        return failure_of(record, f"session {name!r} broke during the answer", files)
     if code == grpc.StatusCode.RESOURCE_EXHAUSTED and "larger than max" in line:
         return UsageError("the prompt is too long to be sent", remedy="shorten it")
     if code == grpc.StatusCode.RESOURCE_EXHAUSTED:

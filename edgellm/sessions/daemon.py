@@ -31,10 +31,12 @@ from edgellm.requester.choose import Wanted
 from edgellm.requester.open import RequesterOptions, open_requester
 from edgellm.sessions.daemon_order import Order
 from edgellm.sessions.holding import DRAIN_S, SwapDesk, holding
+from edgellm.sessions.journal import SYNC_S, Journal
 from edgellm.sessions.own_console import OwnConsole
-from edgellm.sessions.registry import Registry, SessionFiles, SessionRecord, runs, write_record
+from edgellm.sessions.registry import SessionFiles, SessionRecord, forget, runs, write_record
 from edgellm.sessions.service import SessionService
 from edgellm.sessions.serving import MAX_REQUESTS_AT_ONCE, Serving
+from edgellm.sessions.story import read_journal
 from edgellm.types.quantity import format_duration
 from edgellm.wire import session_pb2_grpc
 
@@ -143,7 +145,7 @@ async def run(order: Order, files: SessionFiles) -> int:
         process_started=psutil.Process().create_time(),
     )
     write_record(files, record)
-    serving = Serving(order.model, order.idle_s, order.max_cost_s)
+    serving = Serving(order.model, order.idle_s, order.max_cost_s, order.spent_s)
     desk = SwapDesk(serving)
     close_asked = threading.Event()
     service = SessionService(order, serving, desk, close_asked.set)
@@ -152,6 +154,7 @@ async def run(order: Order, files: SessionFiles) -> int:
     server.add_insecure_port(f"unix:{files.socket}")
     server.start()
     broken: EdgeError | None = None
+    journal: Journal | None = None
     try:
         async with trio.open_nursery() as nursery:
 
@@ -161,6 +164,10 @@ async def run(order: Order, files: SessionFiles) -> int:
 
             listener = await _listener(order.port)
             service.endpoint = f"http://127.0.0.1:{_port(listener)}/v1"
+            if order.journal:
+                journal = service.journal = _journal(order, _port(listener))
+                serving.watch(journal.serves)
+                nursery.start_soon(_kept, journal, serving)
             console = OwnConsole(order, _port(listener), close_asked.set)
             gateway = Gateway(
                 Rules(_port(listener), order.api_key),
@@ -168,6 +175,7 @@ async def run(order: Order, files: SessionFiles) -> int:
                 serving.used,
                 most_at_once=MAX_REQUESTS_AT_ONCE,
                 console=console.socket,
+                journal=journal,
             )
             nursery.start_soon(gateway.serve, listener)
             nursery.start_soon(_until_closed, close_asked, nursery.cancel_scope)
@@ -178,8 +186,10 @@ async def run(order: Order, files: SessionFiles) -> int:
         broken = next(error for error in group.exceptions if isinstance(error, EdgeError))
     finally:
         server.stop(grace=1).wait(timeout=3)
+        if journal is not None:
+            journal.close()
     if broken is None or (order.owner_pid and not runs(order.owner_pid, order.owner_started)):
-        Registry(files.directory.parent).remove(order.name)
+        forget(files)
         return 0
     log.error("the session broke", error=str(broken))
     failed = msgspec.structs.replace(
@@ -192,6 +202,23 @@ async def run(order: Order, files: SessionFiles) -> int:
     )
     write_record(files, failed)
     return broken.exit_code
+
+
+def _journal(order: Order, port: int) -> Journal:
+    """Takes the place of the one that an earlier daemon of this session left. Raises DiskFull."""
+    path = Path(order.journal)
+    before = read_journal(path) if order.recovers else None
+    # In case of another crash nothing of the owner is left, and the port is the one that clients know.
+    kept = msgspec.structs.replace(order, port=port)
+    with unwrapped():
+        return Journal(path, kept, before.lost() if before else ())
+
+
+async def _kept(journal: Journal, serving: Serving) -> None:
+    while True:
+        await trio.sleep(SYNC_S)
+        serving.look()
+        await trio.to_thread.run_sync(journal.settle)
 
 
 async def _listener(port: int) -> trio.SocketListener:
@@ -235,7 +262,7 @@ async def _until_owner_gone(order: Order, close_asked: threading.Event) -> None:
 
 def main() -> None:
     order = msgspec.json.decode(sys.stdin.buffer.read(), type=Order)
-    files = SessionFiles(Path(order.directory))
+    files = SessionFiles(Path(order.directory), Path(order.journal) if order.journal else None)
     log_to(files.log)
     sys.exit(trio.run(run, order, files))
 

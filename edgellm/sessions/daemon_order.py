@@ -40,3 +40,9 @@ class Order(msgspec.Struct, frozen=True):
     """A host that says nothing for so long is lost."""
     max_cost_s: float = 0.0
     """Host-seconds that may be lent to it; 0: no limit."""
+    spent_s: float = 0.0
+    """Of these, what daemons of the same session before it have used."""
+    journal: str = ""
+    """A file from which the session can be brought back; "": it cannot."""
+    recovers: bool = False
+    """Whether that file is there already. It then stays if the session does not open."""

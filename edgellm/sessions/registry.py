@@ -1,16 +1,20 @@
-"""Which sessions there are on this machine: one directory each, named like the session."""
+"""Which sessions there are on this machine: one directory each, named like the session, and a journal that outlives it."""
 
 from __future__ import annotations
 
+import fcntl
 import re
 import secrets
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 
 from edgellm.errors import SessionError, UsageError
+from edgellm.paths import Paths
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,31}")
 _WORDS = (
@@ -49,6 +53,8 @@ class SessionRecord(msgspec.Struct, frozen=True):
 @dataclass(frozen=True, slots=True)
 class SessionFiles:
     directory: Path
+    journal: Path | None = None
+    """`edgellm.sessions.journal`, where the session has one."""
 
     @property
     def socket(self) -> Path:
@@ -69,11 +75,16 @@ class SessionFiles:
 
 
 class Registry:
-    """The sessions below one directory."""
+    """The sessions below one directory, and their journals in another."""
 
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    def __init__(self, directory: Path, journals: Path) -> None:
+        self._directory, self._journals = directory, journals
+        for each in (directory, journals):
+            each.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    @classmethod
+    def of(cls, paths: Paths) -> Registry:
+        return cls(paths.sessions, paths.journals)
 
     def reserve(self, name: str | None) -> tuple[str, SessionFiles]:
         """A new, empty place for a session; makes a name when none is given.
@@ -86,7 +97,12 @@ class Registry:
                 remedy="use up to 32 lower-case letters, digits and hyphens",
             )
         chosen = name or f"{secrets.choice(_WORDS)}-{secrets.token_hex(2)}"
-        files = SessionFiles(self._directory / chosen)
+        files = self._files(chosen)
+        if self._journal(chosen).exists() and not files.directory.exists():
+            raise SessionError(
+                f"there is a session named {chosen!r} that crashed",
+                remedy=f"bring it back: edgellm session recover {chosen}; or forget it: edgellm session close {chosen}",
+            )
         try:
             files.directory.mkdir(mode=0o700)
         except FileExistsError:
@@ -96,20 +112,61 @@ class Registry:
             ) from None
         return chosen, files
 
+    @contextmanager
+    def reserve_again(self, name: str) -> Iterator[SessionFiles]:
+        """A new, empty place for a session whose daemon is dead and whose journal is there. Of several who want it at the same
+        time one has it; nobody else gets in as long as the context lasts.
+
+        Raises SessionError when there is none of that name, when its daemon runs, or another command recovers it.
+        """
+        files = self.files(name)
+        with self._journal(name).with_suffix(".lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise SessionError(
+                    f"another command recovers session {name!r}",
+                    remedy="edgellm session list shows when it has",
+                ) from None
+            record = read_record(files)
+            if record is not None and runs(record.pid, record.process_started):
+                raise SessionError(
+                    f"session {name!r} has not crashed: it runs", remedy=f"use it with --session {name}"
+                )
+            shutil.rmtree(files.directory, ignore_errors=True)
+            files.directory.mkdir(mode=0o700)
+            yield files
+
     def files(self, name: str) -> SessionFiles:
         """Where the session is. Raises SessionError when there is none of that name."""
-        files = SessionFiles(self._directory / name)
-        if not _NAME.fullmatch(name) or not files.directory.is_dir():
+        files = self._files(name)
+        if not _NAME.fullmatch(name) or not (files.directory.is_dir() or self._journal(name).is_file()):
             known = ", ".join(self.names()) or "none is open"
             raise SessionError(f"there is no session named {name!r}", remedy=f"sessions: {known}")
         return files
 
     def names(self) -> tuple[str, ...]:
-        return tuple(sorted(entry.name for entry in self._directory.iterdir() if entry.is_dir()))
+        open_ = {entry.name for entry in self._directory.iterdir() if entry.is_dir()}
+        return tuple(sorted(open_ | {entry.stem for entry in self._journals.glob("*.journal")}))
 
-    def remove(self, name: str) -> None:
-        """Forgets a session. Its daemon must be gone."""
-        shutil.rmtree(self._directory / name, ignore_errors=True)
+    def remove(self, name: str, *, keep_journal: bool = False) -> None:
+        """Forgets a session; with its journal kept, it can be recovered. Its daemon must be gone."""
+        forget(self._files(name), keep_journal=keep_journal)
+
+    def _files(self, name: str) -> SessionFiles:
+        return SessionFiles(self._directory / name, self._journal(name))
+
+    def _journal(self, name: str) -> Path:
+        return self._journals / f"{name}.journal"
+
+
+def forget(files: SessionFiles, *, keep_journal: bool = False) -> None:
+    """As `Registry.remove`."""
+    if files.journal is not None and not keep_journal:
+        # First: what is left in between is no session that crashed.
+        for file in (files.journal, files.journal.with_suffix(".lock")):
+            file.unlink(missing_ok=True)
+    shutil.rmtree(files.directory, ignore_errors=True)
 
 
 def runs(pid: int, started: float) -> bool:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import grpc
 
 from edgellm.errors import SessionError, UsageError
 from edgellm.sessions.daemon_order import Order
 from edgellm.sessions.holding import SwapDesk
+from edgellm.sessions.journal import Journal
 from edgellm.sessions.serving import MAX_REQUESTS_AT_ONCE, Serving
 from edgellm.wire import session_pb2, session_pb2_grpc
 
@@ -27,6 +29,7 @@ class SessionService(session_pb2_grpc.SessionServicer):
         self._uses = 0
         """Calls of `Use` that go on, those that wait for a cluster included."""
         self.endpoint = ""
+        self.journal: Journal | None = None
 
     def Describe(
         self, request: session_pb2.DescribeRequest, context: grpc.ServicerContext
@@ -49,6 +52,15 @@ class SessionService(session_pb2_grpc.SessionServicer):
             max_cost_s=cost.limit_s,
             swapping_to=self._serving.swapping_to,
         )
+        if self.journal is not None:
+            for lost in self.journal.unfinished:
+                description.unfinished.add(
+                    path=lost.path,
+                    request_id=lost.request_id,
+                    model=lost.model,
+                    begun_unix_ms=round(lost.at * 1000),
+                    lost_unix_ms=round(lost.lost_at * 1000),
+                )
         if slot is not None:
             opened = slot.opened
             description.api_socket = str(opened.cluster.api_socket or "")
@@ -101,16 +113,29 @@ class SessionService(session_pb2_grpc.SessionServicer):
             with self._serving.used() as slot:
                 if slot is not None:
                     cluster = slot.opened.cluster
-                    yield session_pb2.Engine(
-                        socket=str(cluster.engine_socket), digest=cluster.plan.digest, model=slot.model
-                    )
-                    ended.wait()
+                    with self._noted():
+                        yield session_pb2.Engine(
+                            socket=str(cluster.engine_socket), digest=cluster.plan.digest, model=slot.model
+                        )
+                        ended.wait()
                     return
             # In this order: a swap that ends between the two has left a cluster.
             if not self._serving.swapping_to and self._serving.slot is None:
                 context.abort(grpc.StatusCode.FAILED_PRECONDITION, "the session is still starting")
             if ended.wait(_POLL_S):
                 return
+
+    @contextmanager
+    def _noted(self) -> Iterator[None]:
+        """A question that does not come by the endpoint; how it ends is between its client and the engine."""
+        if self.journal is None:
+            yield
+            return
+        number = self.journal.begin("edgellm ask")
+        try:
+            yield
+        finally:
+            self.journal.end(number, "finished")
 
     def Swap(
         self, request: session_pb2.SwapRequest, context: grpc.ServicerContext

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from edgellm.gateway.state import Broken, Closing, Ready, Starting, State, Swapping
@@ -31,10 +31,12 @@ class Slot:
 class Serving:
     """Thread-safe."""
 
-    def __init__(self, model: str, idle_s: float, max_cost_s: float = 0.0) -> None:
+    def __init__(self, model: str, idle_s: float, max_cost_s: float = 0.0, spent_s: float = 0.0) -> None:
         self._lock = threading.Lock()
         self._idleness = Idleness(idle_s, time.time())
-        self._cost = Cost(max_cost_s)
+        self._cost = Cost(max_cost_s, spent_s=spent_s)
+        self._told: tuple[str, tuple[str, ...]] | None = None
+        self._on_use: Callable[[str, Sequence[str], float], None] | None = None
         self._slot: Slot | None = None
         self._model = model
         self._detail = "just begun"
@@ -65,8 +67,29 @@ class Serving:
         """What the bring-up is at, where one goes on."""
         return self._detail
 
+    def watch(self, on_use: Callable[[str, Sequence[str], float], None]) -> None:
+        """Told of each cluster before requests get it, and when `look` finds other hosts in it: its model, its hosts' names,
+        and the host-seconds that were lent.
+        """
+        self._on_use = on_use
+
+    def look(self) -> None:
+        """Tells who watches where hosts of the cluster in use have been replaced."""
+        if (slot := self._slot) is not None:
+            self._tell(slot)
+
+    def _tell(self, slot: Slot) -> None:
+        if self._on_use is None:
+            return
+        hosts = {stage.peer: stage.name or stage.peer for stage in slot.opened.cluster.stages.stages}
+        serves = slot.model, tuple(hosts.values())
+        if serves != self._told:
+            self._told = serves
+            self._on_use(*serves, self._cost.spent(time.time()))
+
     def use(self, slot: Slot) -> None:
         """From now on new requests get this one."""
+        self._tell(slot)
         with self._lock:
             self._slot, self._model = slot, slot.model
             self._idleness = self._idleness.rested(time.time())

@@ -34,7 +34,7 @@ class Host:
 
     def wait_ready(self) -> Host:
         self.process.wait_for(r"join through it: --bootstrap", START_TIMEOUT_S)
-        for file in (self.machine.home / CACHE).glob(MEASURED):
+        for file in self.machine.namespaces.inside(self.machine.home / CACHE).glob(MEASURED):
             _measured.setdefault(file.name, file.read_bytes())
         return self
 

@@ -66,7 +66,12 @@ class Session:
 
     def files_of_daemon(self) -> int:
         """How many files and connections the session's daemon has open."""
-        record = read_record(Registry(self.user.runtime / f"edgellm-{os.getuid()}" / "s").files("amber"))
+        record = read_record(
+            Registry(
+                self.user.runtime / f"edgellm-{os.getuid()}" / "s",
+                self.user.home / ".local/state/edgellm/sessions",
+            ).files("amber")
+        )
         assert record is not None
         # It has this number on the user's machine; seen from outside another one.
         return int(self.user.run(["sh", "-c", f"ls /proc/{record.pid}/fd | wc -l"]).check().stdout)

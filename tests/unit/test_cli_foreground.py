@@ -19,7 +19,7 @@ from tests.unit.test_sessions import daemon
 
 @pytest.fixture
 def registry(tmp_path: Path) -> Registry:
-    return Registry(tmp_path / "s")
+    return Registry(tmp_path / "s", tmp_path / "j")
 
 
 @pytest.fixture

@@ -130,7 +130,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @contextmanager
 def opened_session(script: Script) -> Iterator[Session]:
     """An open session named amber, whose daemon is this process."""
-    _, files = Registry(default_paths().sessions).reserve("amber")
+    _, files = Registry.of(default_paths()).reserve("amber")
     write_record(files, SessionRecord("amber", "tiny", os.getpid(), psutil.Process().create_time(), "ready"))
     daemon = Daemon(files.directory / "engine.sock")
     server = grpc.server(ThreadPoolExecutor(80))
@@ -435,7 +435,7 @@ def test_sessions_that_cannot_be_asked(session: Session) -> None:
 
 
 def test_a_session_that_broke_tells_why(session: Session, llm: LLM) -> None:
-    files = Registry(default_paths().sessions).files("amber")
+    files = Registry.of(default_paths()).files("amber")
     record = SessionRecord(
         "amber", "tiny", 1, 0.0, "failed", "host bob fell silent", "ask again", 1, "HostLost"
     )
@@ -475,7 +475,7 @@ def test_a_session_that_broke_tells_why(session: Session, llm: LLM) -> None:
 def test_options_that_cannot_be(options: dict[str, Any], message: str, session: Session) -> None:
     with pytest.raises(UsageError, match=message):
         LLM(**options)
-    assert Registry(default_paths().sessions).names() == ("amber",), "nothing is left of it"
+    assert Registry.of(default_paths()).names() == ("amber",), "nothing is left of it"
 
 
 def test_options_reach_the_daemon() -> None:
@@ -500,7 +500,7 @@ def test_what_stops_the_daemon_is_raised_here_as_what_it_is() -> None:
     with pytest.raises(DiscoveryError, match="bootstrap") as caught:
         LLM("tiny", bootstrap=[NOBODY], on_progress=lambda line: told.append(line.phase))
     assert caught.value.remedy
-    assert Registry(default_paths().sessions).names() == ()
+    assert Registry.of(default_paths()).names() == ()
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -512,7 +512,7 @@ def test_opening_can_be_cancelled(backend: str) -> None:
         assert scope.cancelled_caught
 
     run(backend, work)
-    assert Registry(default_paths().sessions).names() == ()
+    assert Registry.of(default_paths()).names() == ()
 
 
 # The same under an event loop.

@@ -180,8 +180,8 @@ async def test_the_sources_of_a_sessions_daemon(world: World, autojump_clock: Mo
     place = Place((KNOWN,), False)
     network = world.hub.join()
     closed: list[bool] = []
-    Registry(world.paths.sessions).reserve("amber")
-    Registry(world.paths.sessions).reserve("birch")
+    Registry.of(world.paths).reserve("amber")
+    Registry.of(world.paths).reserve("birch")
     async with attached_sources(
         network, world.paths, "amber", place, lambda: closed.append(True), isolation="bwrap"
     ) as sources:

@@ -44,7 +44,7 @@ LINE = b'{"at": 1.0, "who": "head", "phase": "ray", "detail": "start"}\n'
 @pytest.fixture(autouse=True)
 def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Registry:
     monkeypatch.setenv("EDGELLM_HOME", str(tmp_path))
-    return Registry(default_paths().sessions)
+    return Registry.of(default_paths())
 
 
 @asynccontextmanager

@@ -15,6 +15,7 @@ import trio
 
 from edgellm.gateway import client, server
 from edgellm.gateway.guard import MAX_BODY_BYTES, Rules
+from edgellm.gateway.request_log import RequestLog
 from edgellm.gateway.server import Gateway
 from edgellm.gateway.state import Broken, Closing, Ready, Starting, State, Swapping
 
@@ -184,6 +185,7 @@ async def endpoint(
     api_key: str | None = None,
     most_at_once: int = 8,
     with_console: bool = False,
+    journal: RequestLog | None = None,
 ) -> AsyncIterator[Endpoint]:
     engine = engine or EngineApi()
     with tempfile.TemporaryDirectory() as directory:
@@ -205,6 +207,7 @@ async def endpoint(
             it.count,
             most_at_once=most_at_once,
             console=console if with_console else None,
+            journal=journal,
         )
         async with trio.open_nursery() as nursery:
             nursery.start_soon(trio.serve_listeners, engine.serve, [trio.SocketListener(listening)])

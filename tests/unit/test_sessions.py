@@ -99,7 +99,7 @@ def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Registry:
     monkeypatch.setenv("EDGELLM_HOME", str(tmp_path))
     # It is set for the whole process, and would outlive the test.
     monkeypatch.setattr("edgellm.log.log_to", lambda: None)
-    return Registry(default_paths().sessions)
+    return Registry.of(default_paths())
 
 
 @contextmanager
