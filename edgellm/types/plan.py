@@ -56,6 +56,16 @@ class PlanRequest:
 
 
 @dataclass(frozen=True, slots=True)
+class Standing:
+    """What this user's own experience says of a host, in words; "" where it says nothing against it."""
+
+    excluded: str = ""
+    """Why it is not to be used at all."""
+    doubt: str = ""
+    """Why it is to be used only where nothing can be done without it."""
+
+
+@dataclass(frozen=True, slots=True)
 class Candidate:
     """A host that offers the asked model, as the planner sees it."""
 
@@ -68,6 +78,7 @@ class Candidate:
     fabrics: tuple[str, ...]
     round_trip_s: float = 0.001
     load: float = 0.0
+    standing: Standing = Standing()
 
 
 @dataclass(frozen=True, slots=True)
