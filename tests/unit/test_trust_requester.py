@@ -123,6 +123,27 @@ async def test_a_lost_host_is_noted_and_after_two_losses_the_last_choice(tmp_pat
         assert len((await swarm_.ask(Wanted(peers=("alice",)))).stages) == 1
 
 
+async def test_an_answer_that_others_went_on_with_is_held_against_nobody(tmp_path: Path) -> None:
+    async with swarm(tmp_path, "alice", "bob", "carol", token_s=0.01) as swarm_:
+        recorder = Recorder()
+        async with trio.open_nursery() as nursery:
+
+            async def fail() -> None:
+                await recorder.began.wait()
+                gone = next(host for host in swarm_.hosts.values() if host.machine.cells)
+                gone.machine.cells[0].die(137)
+
+            nursery.start_soon(fail)
+            await ask(swarm_.requester, "tiny", LONG, Wanted(pipeline_parallel=2), recorder)
+        assert len(recorder.pieces) == 400
+        records = [record for name in swarm_.hosts if (record := swarm_.record(name)) is not None]
+        assert sorted(record.failures for record in records) == [0, 0, 1]
+        assert sorted(record.answers for record in records) == [0, 1, 1]
+        trust = swarm_.requester.trust
+        assert trust is not None
+        assert not trust.picked
+
+
 async def test_honest_hosts_pass(tmp_path: Path) -> None:
     async with swarm(tmp_path, "alice", "bob") as swarm_:
         await swarm_.ask(Wanted(peers=("alice",)))
