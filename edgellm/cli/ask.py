@@ -12,6 +12,7 @@ import typer
 from edgellm.cli import _options as options
 from edgellm.cli._answer import AnswerView
 from edgellm.cli._bringup import Hop
+from edgellm.cli._output import say
 from edgellm.errors import EdgeError, UsageError
 from edgellm.types.quantity import parse_duration
 from edgellm.types.request import Message, Piece, Question, Sampling, require_prompt
@@ -190,7 +191,8 @@ def ask(
             show.end()
             if requester.trust is not None and requester.trust.picked:
                 show.say("the answer is checked now; Ctrl-C skips that, --spot-check 0 turns it off")
-                await check_picked(requester, wanted, show.say)
+                if await check_picked(requester, wanted, show.say) and quiet:
+                    say("a host computed wrongly, and is left out from now on: edgellm peers --trust")
 
     try:
         with show.view:

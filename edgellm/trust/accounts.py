@@ -58,28 +58,29 @@ class HostAccounts:
         """`directory` None: nothing is remembered."""
         self._identity, self._now = identity, now
         self._path = directory / _NAME if directory is not None else None
-        self._signed: dict[str, Receipt] = {}
-        """By lease, of those that still run."""
+        self._receipts: dict[str, Receipt | None] = {}
+        """By lease, of those that still run and have been asked for one; None: it was not signed."""
 
     def countersign(self, envelope: bytes, lease: Lease) -> bytes:
-        """The host's signature under a requester's receipt; b"" where it does not sign. One receipt a lease."""
+        """The host's signature under a requester's receipt; b"" where it does not sign. A lease has one attempt."""
+        if lease.id in self._receipts:
+            return b""
+        self._receipts[lease.id] = None
         try:
             receipt = open_signed(envelope)
         except ProtocolViolation as error:
             log.info("a receipt was not signed", lease=lease.id, why=str(error))
             return b""
         against = objection(receipt, host=self._identity.peer, lease=lease, now=self._now())
-        if against is None and lease.id in self._signed:
-            against = "is the second one of its lease"
         if against is not None:
             log.info("a receipt was not signed", lease=lease.id, why=f"it {against}")
             return b""
-        self._signed[lease.id] = receipt
+        self._receipts[lease.id] = receipt
         return countersign(envelope, self._identity)
 
     def ended(self, lease: Lease, code: str) -> None:
         """Remembers a lease. What cannot be written is logged: no lease is worth less for it."""
-        receipt = self._signed.pop(lease.id, None)
+        receipt = self._receipts.pop(lease.id, None)
         if self._path is None:
             return
         row = (

@@ -137,7 +137,11 @@ def test_a_host_signs_once_a_lease_and_remembers_it(tmp_path: Path) -> None:
     later, first = lent(tmp_path)
     assert (first.requester, first.answers, first.tokens, first.seconds) == (REQUESTER.peer, 2, 70, 13.0)
     assert (later.answers, later.ended) == (None, "expired")
-    assert accounts._signed == {}
+    accounts.countersign(b"garbage", replace(LEASE, id="3"))
+    assert accounts.countersign(signed, replace(LEASE, id="3")) == b"", "who babbles has had the attempt"
+    for index in range(4):
+        accounts.ended(replace(LEASE, id=f"{index}"), "released")
+    assert accounts._receipts == {}
 
 
 def test_what_a_host_cannot_write_ends_no_lease(tmp_path: Path) -> None:
