@@ -13,8 +13,10 @@ from dataclasses import dataclass
 
 TOLERANCE = 0.35
 """Nats at one position."""
-MEAN_TOLERANCE = 0.2
+MEAN_TOLERANCE = 0.1
 """Nats, over all positions."""
+FAR_SHARE = 1 / 8
+"""Of the positions, those that may be over `TOLERANCE`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,4 +54,4 @@ def acceptable(apart: Sequence[float]) -> bool:
     if not apart or not all(math.isfinite(nats) for nats in apart):
         return False
     over = sum(nats > TOLERANCE for nats in apart)
-    return over <= len(apart) // 8 and sum(apart) / len(apart) <= MEAN_TOLERANCE
+    return over <= len(apart) * FAR_SHARE and sum(apart) / len(apart) <= MEAN_TOLERANCE

@@ -24,8 +24,8 @@ HONEST = ("alice", "bob", "dora")
 
 @pytest.fixture(scope="module")
 def swarm(module_lan: Lan, tmp_path_factory: pytest.TempPathFactory) -> Swarm:
-    """Mallory's machine computes with four bits a weight and says of itself that it is ten times as fast, to be chosen."""
-    other = coarse_copy(TINY, tmp_path_factory.mktemp("lie") / "tiny", bits=4)
+    """Mallory's machine computes with three bits a weight and says of itself that it is ten times as fast, to be chosen."""
+    other = coarse_copy(TINY, tmp_path_factory.mktemp("lie") / "tiny", bits=3)
     swarm = Swarm(module_lan)
     swarm.start_hosts("alice", "bob", "dora")
     mallory = swarm.machine("mallory")
