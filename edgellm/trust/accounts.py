@@ -20,7 +20,7 @@ log = structlog.get_logger(__name__)
 
 MAX_LEASES = 10_000
 """That are remembered."""
-BUSY_S = 2.0
+BUSY_S = 1.0
 _NAME = "lent.sqlite"
 _TABLE = """
 CREATE TABLE IF NOT EXISTS lent (

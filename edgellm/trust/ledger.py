@@ -23,7 +23,8 @@ log = structlog.get_logger(__name__)
 MAX_HOSTS = 4096
 MAX_ROWS = 256
 """Of each kind, of one host; sums are kept apart."""
-BUSY_S = 5.0
+BUSY_S = 1.0
+"""How long a change waits for other processes: the one that waits has heartbeats to send."""
 MAX_TEXT = 300
 _NAME = "trust.sqlite"
 _VERSION = 1
@@ -72,9 +73,11 @@ class HostRecord:
 class Ledger:
     """Of one user. Thread-safe: each call has a connection of its own. Raises sqlite3.Error where the disk does not take it."""
 
-    def __init__(self, directory: Path, now: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self, directory: Path, now: Callable[[], float] = time.time, *, busy_s: float = BUSY_S
+    ) -> None:
         self._path = directory / _NAME
-        self._now = now
+        self._now, self._busy_s = now, busy_s
 
     def served(
         self, receipt: Receipt, name: str, envelope: bytes | None, *, asked_to_sign: bool = True
@@ -221,7 +224,7 @@ class Ledger:
 
     def _opened(self) -> sqlite3.Connection:
         self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        database = sqlite3.connect(self._path, timeout=BUSY_S, isolation_level=None)
+        database = sqlite3.connect(self._path, timeout=self._busy_s, isolation_level=None)
         try:
             if database.execute("PRAGMA user_version").fetchone() != (_VERSION,):
                 database.execute("BEGIN IMMEDIATE")

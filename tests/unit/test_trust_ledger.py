@@ -126,7 +126,7 @@ def test_what_cannot_be_kept_ends_no_answer(tmp_path: Path) -> None:
 
 
 def _write(directory: Path, process: int) -> None:
-    ledger = opened(directory)
+    ledger = Ledger(directory, busy_s=60)
     for index in range(25):
         ledger.served(replace(RECEIPT, lease=f"{process}-{index}", answers=1, tokens=1), "alice", None)
 
