@@ -8,12 +8,9 @@
 * `cold_ask`: from the command to an open session's engine
 * `idle`: what a host costs while nobody asks
 * `overlay`, `overlay_member`, `overlay_traffic`: cells joined by an overlay, and plain TCP
-<<<<<<< HEAD
 * `simulate`: a swarm of 500 under churn in virtual time; `simulated_swarm` runs it, `churn` draws who comes, leaves and asks
-=======
 * `chaos`: faults of hosts amid answers, which must come out as they do undisturbed; `chaos_schedule`: which, from a seed;
   `chaos_faults`: how they are done and undone; `chaos_cluster`: to whom; `chaos_answers`: what came; `chaos_log`: what is kept
->>>>>>> b3d8dd5dca2d8138f19a1ced5d4b3b9ed0aad713
 * `by_hand`, `by_hand_engine`: Ray and vLLM on machines of a test network as their documentation says, without EdgeLLM
 
 The machines are those of the system tests (`tests.system.lan`): network namespaces on a bridge. Needs root, all but `simulate`.

@@ -44,6 +44,8 @@ class AnswerView:
         self._finish_reason = ""
         self._spans: Sequence[Span] = ()
         self._session: str | None = None
+        self.has_ended = False
+        """Whether all of the answer has been shown."""
         self._cluster: Cluster | None = None
 
     def _begin_line(self) -> None:
@@ -114,6 +116,7 @@ class AnswerView:
         if self._cluster is not None:
             # Others may have taken over meanwhile.
             self._route = _hops(self._cluster)
+        self.has_ended = True
         if self._as_json:
             print(json.dumps(self._report(), ensure_ascii=False))
         elif self._text and not "".join(self._text).endswith("\n"):

@@ -172,6 +172,17 @@ def silence_s(text: str) -> float:
     return seconds
 
 
+SpotCheck = Annotated[
+    float | None,
+    typer.Option(
+        "--spot-check",
+        min=0.0,
+        max=1.0,
+        metavar="SHARE",
+        help="Have this share of the answers checked: other hosts, which see the prompt then, compute some of the tokens as "
+        "well. 0: never. Default: EDGELLM_SPOT_CHECK or 0.02; never where --peers names hosts.",
+    ),
+]
 Network = Annotated[
     Fabric,
     typer.Option(

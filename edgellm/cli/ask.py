@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from typing import TYPE_CHECKING, Annotated
@@ -11,6 +12,7 @@ import typer
 from edgellm.cli import _options as options
 from edgellm.cli._answer import AnswerView
 from edgellm.cli._bringup import Hop
+from edgellm.cli._output import say
 from edgellm.errors import EdgeError, UsageError
 from edgellm.types.quantity import parse_duration
 from edgellm.types.request import Message, Piece, Question, Sampling, require_prompt
@@ -80,6 +82,7 @@ def ask(
     spares: options.Spares = 0,
     patience: options.Patience = "60s",
     silence: options.Silence = "4s",
+    spot_check: options.SpotCheck = None,
     network: options.Network = options.Fabric.OVERLAY,
     isolation: options.IsolationOption = options.Isolation.BWRAP,
     disaggregate: options.DisaggregateOption = options.Disaggregate.NEVER,
@@ -125,6 +128,11 @@ def ask(
             "--min-tok-s and --max-load choose hosts, and a session has its own",
             remedy="say them to `edgellm session open`",
         )
+    if session is not None and spot_check is not None:
+        raise UsageError(
+            "--spot-check is for clusters to come, and a session has one",
+            remedy="say it to `edgellm session open`",
+        )
     options.require_disaggregable(disaggregate, kv_share, network)
     sampling = Sampling(max_tokens, temperature, top_p, seed, tuple(stop or ()))
     question = make_question(read_prompt(prompt), system, raw, sampling)
@@ -148,6 +156,8 @@ def ask(
     from edgellm.requester.ask import ask as ask_swarm
     from edgellm.requester.choose import Wanted
     from edgellm.requester.open import RequesterOptions, open_requester
+    from edgellm.requester.spot_check import check_picked
+    from edgellm.trust.share import check_share
 
     log_to()
     paths = default_paths()
@@ -172,15 +182,24 @@ def ask(
         isolation.value,
         kv_scope=options.kv_scope(kv_share, kv_scope, network),
         kv_least_prompt_tokens=0 if shares_always else options.KV_LEAST_PROMPT_TOKENS,
+        check_share=check_share(spot_check, peers or (), os.environ),
     )
 
     async def work() -> None:
         async with open_requester(options_, paths) as requester:
             await ask_swarm(requester, model, question, wanted, show)
+            show.end()
+            if requester.trust is not None and requester.trust.picked:
+                show.say("the answer is checked now; Ctrl-C skips that, --spot-check 0 turns it off")
+                if await check_picked(requester, wanted, show.say) and quiet:
+                    say("a host computed wrongly, and is left out from now on: edgellm peers --trust")
 
-    with show.view:
-        run_interruptibly(work)
-    show.end()
+    try:
+        with show.view:
+            run_interruptibly(work)
+    except KeyboardInterrupt:
+        if not show.has_ended:
+            raise
 
 
 def read_prompt(prompt: str | None) -> str:

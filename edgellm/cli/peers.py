@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
+import typer
 from rich.markup import escape
 from rich.table import Table
 
 from edgellm.cli import _options as options
+from edgellm.cli import _trust
 from edgellm.cli._look import look, tell_refused
 from edgellm.cli._output import say, tables
+from edgellm.errors import UsageError
 from edgellm.types.quantity import format_bytes, format_duration
 
 if TYPE_CHECKING:
@@ -20,7 +23,20 @@ if TYPE_CHECKING:
 
 
 def peers(
-    bootstrap: options.Bootstrap = None, mdns: options.Mdns = False, as_json: options.Json = False
+    bootstrap: options.Bootstrap = None,
+    mdns: options.Mdns = False,
+    trust: Annotated[
+        bool, typer.Option("--trust", help="What you have seen of hosts instead, and whom you avoid for it.")
+    ] = False,
+    forgive: Annotated[
+        str | None,
+        typer.Option("--forgive", metavar="PEER", help="Forget what speaks against a host that is avoided."),
+    ] = None,
+    lent: Annotated[
+        bool,
+        typer.Option("--lent", help="What this machine itself has lent instead, to whom and for how long."),
+    ] = False,
+    as_json: options.Json = False,
 ) -> None:
     """Show who lends what now.
 
@@ -29,7 +45,17 @@ def peers(
       edgellm peers
 
       edgellm peers --json | jq '.[] | select(.free_leases > 0).name'
+
+      edgellm peers --trust
     """
+    if trust + lent + (forgive is not None) > 1:
+        raise UsageError("--trust, --forgive and --lent exclude each other", remedy="say one of them")
+    if forgive is not None:
+        _trust.forgive(forgive)
+        return
+    if trust or lent:
+        (_trust.show_trust if trust else _trust.show_lent)(as_json=as_json)
+        return
     found = look(bootstrap, mdns=mdns)
     if as_json:
         print(json.dumps([report(sighting) for sighting in found.sightings], ensure_ascii=False))

@@ -38,6 +38,9 @@ class SessionOptions(TypedDict, total=False):
     """Hosts that stand by, loaded, so that the loss of one is a pause of seconds. Default: 0."""
     patience_s: float
     """How long others are looked for when a host is lost, before requests fail. Default: 600."""
+    spot_check: float | None
+    """The share of answers, 0 to 1, of which other hosts, which see the prompt then, compute some tokens as well. Default:
+    that of EDGELLM_SPOT_CHECK, else 0.02; 0 where `peers` names hosts."""
     tp: int | None
     """Devices of each host that share every layer. Default: planned."""
     pp: int | None
@@ -107,6 +110,7 @@ def order_of(
     _whole("port", options.get("port"), least=0, most=65535)
     _number("min_tok_s", options.get("min_tok_s"))
     _number("max_load", options.get("max_load"), most=1.0)
+    _number("spot_check", options.get("spot_check"), most=1.0)
     _number("idle_s", options.get("idle_s"), most=_LONGEST_S)
     require_key(options.get("api_key"))
     return Order(
@@ -128,6 +132,7 @@ def order_of(
         api_key=options.get("api_key"),
         min_tok_s=options.get("min_tok_s"),
         max_load=options.get("max_load"),
+        spot_check=options.get("spot_check"),
         spares=options.get("spares", 0),
         patience_s=options.get("patience_s", PATIENCE_S),
         owner_pid=owner[0],

@@ -49,6 +49,8 @@ class Load:
     """Over HTTP as well."""
     also_named: tuple[str, ...] = ()
     """Names that requests over HTTP may call the model by, besides its own."""
+    check_share: float = 0.0
+    """Of the answers, 0 to 1: how many are picked for a check."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,6 +210,7 @@ def _load_request(
         served_model_names=(stages.request.model, *load.also_named),
         share_kv=plan.kv is not None,
         serve_api=load.serves_api,
+        check_share=load.check_share,
     )
 
 

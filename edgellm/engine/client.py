@@ -91,6 +91,22 @@ class EngineClient:
             async for event in events:
                 yield event
 
+    async def served(self, *, timeout_s: float = CALL_TIMEOUT_S) -> backend_pb2.ServedReply:
+        """What was answered so far, and what of it is to be checked. Raises EngineError where it does not say."""
+        ask = functools.partial(self._stub.Served, backend_pb2.ServedRequest(), timeout=timeout_s)
+        try:
+            return cast(backend_pb2.ServedReply, await self._in_thread(ask))
+        except grpc.RpcError as error:
+            raise _translated(error) from error
+
+    async def score(self, request: backend_pb2.ScoreRequest, *, timeout_s: float) -> backend_pb2.ScoreReply:
+        """What this engine makes of tokens of an answer. Raises EngineError where it cannot, UsageError for a wrong request."""
+        ask = functools.partial(self._stub.Score, request, timeout=timeout_s)
+        try:
+            return cast(backend_pb2.ScoreReply, await self._in_thread(ask))
+        except grpc.RpcError as error:
+            raise _translated(error) from error
+
     async def _in_thread(self, call: Callable[[], object]) -> object:
         return await trio.to_thread.run_sync(call, abandon_on_cancel=True, limiter=self._threads)
 

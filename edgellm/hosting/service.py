@@ -35,6 +35,7 @@ from edgellm.models.resolve import resolve
 from edgellm.p2p.identity import exclusive_identity
 from edgellm.p2p.node import NodeConfig, open_node
 from edgellm.paths import Paths
+from edgellm.trust.accounts import HostAccounts
 from edgellm.types.advert import Device, Engine, HostAdvert, ModelOffer
 
 log = structlog.get_logger(__name__)
@@ -191,7 +192,10 @@ async def run_host(
                 lambda: tuple(address.rsplit("/p2p/", 1)[0] for address in network.addresses),
                 book,
             )
-            leases = LeaseServer(network, book, runner, now=time.time, changed=advertiser.use)
+            accounts = HostAccounts(identity, paths.state)
+            leases = LeaseServer(
+                network, book, runner, now=time.time, changed=advertiser.use, accounts=accounts
+            )
             serve_model_files(network, {model.offer.digest: model.served for model in models})
             publisher = Publisher(network, advertiser.current)
             lending = Lending(

@@ -15,6 +15,7 @@ from edgellm.leasing.codec import MAX_PLAN_BYTES
 from edgellm.leasing.terms import Terms, certificate_from_wire, endpoints_from_wire, terms_to_wire
 from edgellm.p2p.framing import MessageStream
 from edgellm.p2p.network import Network, PeerAddress
+from edgellm.trust.settle import Account, settle
 from edgellm.types.plan import Endpoint
 from edgellm.wire import wire_pb2
 
@@ -76,6 +77,8 @@ class HeldLease:
     endpoints: tuple[Endpoint, ...]
     lends_until: float | None = None
     """Unix time, by the host's clock, at which it ends the lease at the latest; None where it does not say."""
+    signs_receipts: bool = False
+    since: float = field(default_factory=trio.current_time)
     sending: trio.Lock = field(default_factory=trio.Lock)
     alive: trio.CancelScope = field(default_factory=trio.CancelScope)
     lost: HostLost | None = None
@@ -98,6 +101,8 @@ class Leases:
         self._send_news, self.news = trio.open_memory_channel[News](NEWS_BACKLOG)
         self._held: list[HeldLease] = []
         self._changed = trio.Event()
+        self.account = Account()
+        """What receipts are to say, where any are wanted."""
 
     @property
     def held(self) -> tuple[HeldLease, ...]:
@@ -132,11 +137,12 @@ class Leases:
         for lease in going:
             self._held.remove(lease)
             lease.alive.cancel()
+            self.account.close(lease, self._network.peer)
         await _release_all(going, reason)
 
-    def lose(self, lease: HeldLease, reason: str) -> None:
+    def lose(self, lease: HeldLease, reason: str, *, has_failed: bool = True) -> None:
         """Takes a host for lost that its own stream does not show as lost."""
-        self._lose(lease, _lost(lease, reason))
+        self._lose(lease, _lost(lease, reason), has_failed=has_failed)
 
     async def loss(self, among: Sequence[HeldLease]) -> tuple[HeldLease, ...]:
         """Those `among` these that are lost, as soon as there is one."""
@@ -160,12 +166,15 @@ class Leases:
             error = next(leaf for leaf in group.exceptions if isinstance(leaf, HostLost))
             self._lose(lease, error)
 
-    def _lose(self, lease: HeldLease, error: HostLost) -> None:
+    def _lose(self, lease: HeldLease, error: HostLost, *, has_failed: bool = True) -> None:
         if lease not in self._held:
             return
         lease.lost = error
         self._held.remove(lease)
         lease.alive.cancel()
+        self.account.close(lease, self._network.peer)
+        if has_failed and lease.ends_at is None:
+            self.account.lost(lease.wish.host.peer, lease.wish.name, str(error))
         # The host may only have seemed to be dead: it is to end what it runs.
         self._nursery.start_soon(_let_go, lease)
         self._tell()
@@ -225,6 +234,9 @@ async def open_leases(network: Network, *, silence_s: float = SILENCE_S) -> Asyn
             reason = "the requester gave up"
             raise
         finally:
+            for lease in leases.held:
+                lease.alive.cancel()  # what hosts say from now on is about receipts
+            await settle(leases.account, leases.held, network.identity)
             await leases.release(leases.held, reason)
             nursery.cancel_scope.cancel()
 
@@ -276,6 +288,7 @@ async def _reserve(network: Network, wish: Wish) -> HeldLease | Denial:
                     certificate=certificate_from_wire(answer.granted.overlay_certificate),
                     endpoints=endpoints_from_wire(list(answer.granted.overlay_endpoints)),
                     lends_until=answer.granted.lends_until_unix_ms / 1000 or None,
+                    signs_receipts=answer.granted.signs_receipts,
                 )
                 if len(lease.devices) != wish.terms.devices:
                     return denied("invalid", "it granted other devices than were asked for")

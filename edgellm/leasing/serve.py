@@ -19,6 +19,7 @@ from edgellm.leasing.lease import Book, Lease, Refusal
 from edgellm.leasing.terms import endpoints_to_wire, terms_from_wire
 from edgellm.p2p.framing import MessageStream
 from edgellm.p2p.network import Network, Stream
+from edgellm.trust.accounts import HostAccounts
 from edgellm.types.plan import ClusterPlan, Endpoint
 from edgellm.wire import wire_pb2
 
@@ -112,6 +113,7 @@ class LeaseServer:
         *,
         now: Callable[[], float],
         changed: Callable[[Book], None] = lambda book: None,
+        accounts: HostAccounts | None = None,
     ) -> None:
         self._network = network
         self._runner = runner
@@ -119,6 +121,7 @@ class LeaseServer:
         self._changed = changed
         self._deadline: _Deadline | None = None
         self._deadline_set = trio.Event()
+        self._accounts = accounts or HostAccounts(network.identity, now=now)
         self._idle = trio.Condition()
         self.book = book
 
@@ -194,6 +197,7 @@ class LeaseServer:
             self._update(self.book.release(lease.id))
             end = conversation.ended or _End("invalid", "the host failed")
             log.info("lease ended", lease=lease.id, code=end.code, reason=end.reason)
+            self._accounts.ended(lease, end.code)
             with trio.CancelScope(shield=True, deadline=trio.current_time() + FAREWELL_S):
                 async with self._idle:
                     self._idle.notify_all()
@@ -211,6 +215,7 @@ class LeaseServer:
             overlay_certificate=doorway.certificate,
             overlay_endpoints=endpoints_to_wire(doorway.endpoints),
             lends_until_unix_ms=round((self.book.lends_until or 0) * 1000),
+            signs_receipts=True,
         )
         await conversation.send(wire_pb2.FromHost(granted=granted))
         with conversation.scope:
@@ -232,12 +237,21 @@ class LeaseServer:
                     continue
                 case "commit":
                     await self._commit(conversation, lease, doorway, message.commit.plan_envelope)
+                case "receipt" if conversation.plan is not None:
+                    await self._sign(conversation, lease, message.receipt.envelope)
                 case "release":
                     conversation.end("released", message.release.reason[:200])
                     return
                 case _:
                     conversation.end("invalid", "a message that has no place here")
                     return
+
+    async def _sign(self, conversation: _Conversation, lease: Lease, envelope: bytes) -> None:
+        signed = wire_pb2.SealedReceipt(envelope=self._accounts.countersign(envelope, lease))
+        try:
+            await conversation.send(wire_pb2.FromHost(receipt=signed))
+        except NetworkError as error:
+            conversation.end("expired", f"the requester does not listen: {error}")
 
     async def _commit(
         self, conversation: _Conversation, lease: Lease, doorway: Doorway, envelope: bytes

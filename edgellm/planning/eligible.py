@@ -14,8 +14,8 @@ _NAMED = 6
 
 
 def eligible(request: PlanRequest, candidates: Sequence[Candidate]) -> list[Candidate]:
-    """The candidates that are among the asked peers, hold the asked files, offer the fabric, lend for long enough and are not
-    too busy, by peer id.
+    """The candidates that are among the asked peers, stand well enough, hold the asked files, offer the fabric, lend for long
+    enough and are not too busy, by peer id.
 
     Raises PlanError when none is left, naming the first thing that none of them satisfies.
     """
@@ -25,11 +25,18 @@ def eligible(request: PlanRequest, candidates: Sequence[Candidate]) -> list[Cand
             remedy=f"start one with: edgellm host --model {request.model}; edgellm models lists what is on offer",
         )
     chosen = _among(request.peers, sorted(candidates, key=lambda c: c.peer))
-    same_files = [candidate for candidate in chosen if candidate.digest == request.digest]
-    if not same_files:
-        others = ", ".join(f"{who(c)}: {short(c.digest)}" for c in chosen[:_NAMED])
+    usable = [candidate for candidate in chosen if not candidate.standing.excluded]
+    if not usable:
+        reasons = "; ".join(f"{who(c)}: {c.standing.excluded}" for c in chosen[:_NAMED])
         raise PlanError(
-            f"no host holds {request.model} with digest {short(request.digest)} ({others}{_rest(chosen)})",
+            f"every host of {request.model} is left out for what it did before ({reasons}{_rest(chosen)})",
+            remedy="add a host, or take one back: edgellm peers --forgive PEER",
+        )
+    same_files = [candidate for candidate in usable if candidate.digest == request.digest]
+    if not same_files:
+        others = ", ".join(f"{who(c)}: {short(c.digest)}" for c in usable[:_NAMED])
+        raise PlanError(
+            f"no host holds {request.model} with digest {short(request.digest)} ({others}{_rest(usable)})",
             remedy="hosts and requester must use the same files: download the same revision again, on one side or the other",
         )
     on_fabric = [candidate for candidate in same_files if request.fabric in candidate.fabrics]

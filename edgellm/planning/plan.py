@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from edgellm.errors import PlanError
 from edgellm.planning.eligible import by_engine, eligible
 from edgellm.planning.fit import Footprint
 from edgellm.planning.layers import lacking_bytes, largest_seats, pipeline_order, split_layers
@@ -36,13 +37,20 @@ class _Arrangement:
 
 def make_plan(request: PlanRequest, candidates: Sequence[Candidate]) -> StagePlan:
     """The plan that does the request's workload soonest, by prediction: without a known prompt the one with the most decode
-    tok/s. Of equals the one with fewer hosts, then with lower peer ids.
+    tok/s. Of equals the one with fewer hosts, then with lower peer ids. Hosts in doubt are in it only where there is no plan
+    without them, or where the request names its hosts.
 
     All stages share one engine and one tensor-parallel degree; a host serves one stage, with exactly that many of its
     devices. What the request fixes (`tensor_parallel`, `pipeline_parallel`, `peers`) is kept. The order of
     `candidates` does not matter. Where that plan decodes more slowly than the request allows, it is the one with the most
     decode tok/s. Raises PlanError, which says what is missing, when there is no plan.
     """
+    undoubted = [host for host in candidates if not host.standing.doubt]
+    if not request.peers and 0 < len(undoubted) < len(candidates):
+        try:
+            return make_plan(request, undoubted)
+        except PlanError:
+            pass  # they are the last choice
     soonest = _soonest(request, candidates)
     if soonest.prediction.decode_tok_s >= request.min_tok_s:
         return soonest

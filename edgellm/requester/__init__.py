@@ -10,4 +10,5 @@ cluster      a cluster for a model, and one question to it; what sessions use as
 ask          the life of a question: discover, plan, lease, bring up, generate, tear down
 disaggregate one question to two clusters: the first computes its prompt, the second answers
 timeline     what happened when
+spot_check   answers recomputed on other hosts, to find who lies
 """

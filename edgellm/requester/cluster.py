@@ -27,6 +27,7 @@ from edgellm.requester.discover import Lent, Offers, discover
 from edgellm.requester.kv import KvRequester, tracked
 from edgellm.requester.model_files import KnownModel, fetch_model
 from edgellm.requester.recovery import Cluster, Keeper
+from edgellm.trust.book import TrustBook, watched
 from edgellm.types.plan import Candidate, PlanRequest
 from edgellm.types.request import Piece, Question
 
@@ -50,6 +51,8 @@ class Requester:
     now: Callable[[], float]
     kv: KvRequester | None = None
     """None: clusters share no KV cache."""
+    trust: TrustBook | None = None
+    """None: nothing is remembered of hosts, and nothing known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +129,7 @@ async def choose(
             requester.network, model, book=requester.book, now=requester.now, freed=freed, patient=patient
         )
         on_progress(Progress("", "plan", _versions_text(versions)))
+        versions = tuple(_with_standings(requester.trust, offers, on_progress) for offers in versions)
         try:
             return await _first_that_fits(requester, model, versions, question, wanted)
         except PlanError:
@@ -168,7 +172,9 @@ async def opened(
         versions = await discover(network, request.model, book=requester.book, now=requester.now, freed=lent)
         for found in versions:
             if found.digest == offers.digest:
-                return found
+                judged = _with_standings(requester.trust, found, lambda line: None)
+                usable = tuple(one for one in judged.candidates if not one.standing.excluded)
+                return replace(judged, candidates=usable)
         raise DiscoveryError(f"nobody else holds this version of {request.model}")
 
     on_progress(Progress("", "lease"))
@@ -196,7 +202,12 @@ async def opened(
                 head=head,
                 leases=leases,
                 request=request,
-                load=Load(max(wanted.sequences, wanted.at_once), wanted.serves_api, wanted.also_named),
+                load=Load(
+                    max(wanted.sequences, wanted.at_once),
+                    wanted.serves_api,
+                    wanted.also_named,
+                    requester.trust.share if requester.trust else 0.0,
+                ),
                 discover=discover_again,
                 now=requester.now,
                 on_progress=on_progress,
@@ -204,10 +215,13 @@ async def opened(
                 spares=wanted.spares,
                 on_members=kv.follow if kv is not None else lambda members: None,
             )
+            if requester.trust is not None:
+                requester.trust.keep(leases.account)
             await keeper.begin(offers)
             nursery.start_soon(keeper.keep)
             names = {candidate.peer: candidate.name for candidate in choice.offers.candidates}
-            yield OpenedCluster(keeper.cluster, choice.model, request, kv, names, leased_at)
+            async with watched(requester.trust, keeper.cluster, leases.account, names):
+                yield OpenedCluster(keeper.cluster, choice.model, request, kv, names, leased_at)
             if sharing is not None and kv is not None:
                 # While the cells are still there: what they computed last is announced by now or never.
                 await sharing.tracker.gather(kv)
@@ -263,6 +277,18 @@ async def _first_that_fits(
             remedy=first_error.remedy,
         ) from first_error
     raise first_error
+
+
+def _with_standings(trust: TrustBook | None, offers: Offers, on_progress: OnProgress) -> Offers:
+    """The offers, with what is known of those who make them. Who is left out by it is told."""
+    if trust is None:
+        return offers
+    candidates = trust.judged(offers.candidates)
+    for candidate in candidates:
+        if candidate.standing.excluded:
+            line = f"{candidate.name or candidate.peer} is left out: {candidate.standing.excluded}"
+            on_progress(Progress("", "plan", line))
+    return replace(offers, candidates=candidates)
 
 
 def _with_sharing(

@@ -24,6 +24,8 @@ from edgellm.p2p.node import NodeConfig, open_node
 from edgellm.paths import Paths
 from edgellm.requester.cluster import Requester
 from edgellm.requester.kv import open_kv
+from edgellm.trust.book import TrustBook
+from edgellm.trust.ledger import Ledger
 
 MDNS_TIMEOUT_S = 8.0
 MDNS_SETTLE_S = 1.5
@@ -39,6 +41,8 @@ class RequesterOptions:
     """"session", "swarm" or "public": who can read what clusters share of their KV cache; None: they share nothing."""
     kv_least_prompt_tokens: int = 0
     """`edgellm.requester.kv.KvRequester.least_prompt_tokens`."""
+    check_share: float = 0.0
+    """`edgellm.trust.book.TrustBook.share`."""
 
 
 @asynccontextmanager
@@ -67,6 +71,7 @@ async def open_requester(options: RequesterOptions, paths: Paths) -> AsyncIterat
             book=SequenceBook(),
             now=time.time,
             kv=kv,
+            trust=TrustBook(Ledger(paths.state), options.check_share),
         )
 
 

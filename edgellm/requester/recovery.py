@@ -203,7 +203,7 @@ class Keeper:
             if leaving and refilled(self._seats.stages, joined, gone=gone) is not None:
                 for lease in leaving:
                     why = self._slow.pop(lease, "its owner wants it back")
-                    self.leases.lose(lease, why)
+                    self.leases.lose(lease, why, has_failed=False)
                 assert leaving[0].lost is not None
                 return leaving[0].lost
             with trio.move_on_after(LOOK_S):

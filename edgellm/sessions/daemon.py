@@ -29,6 +29,7 @@ from edgellm.log import log_to
 from edgellm.paths import default_paths
 from edgellm.requester.choose import Wanted
 from edgellm.requester.open import RequesterOptions, open_requester
+from edgellm.sessions.checking import keep_checking
 from edgellm.sessions.daemon_order import Order
 from edgellm.sessions.holding import DRAIN_S, SwapDesk, holding
 from edgellm.sessions.journal import SYNC_S, Journal
@@ -37,6 +38,7 @@ from edgellm.sessions.registry import SessionFiles, SessionRecord, forget, runs,
 from edgellm.sessions.service import SessionService
 from edgellm.sessions.serving import MAX_REQUESTS_AT_ONCE, Serving
 from edgellm.sessions.story import read_journal
+from edgellm.trust.share import check_share
 from edgellm.types.quantity import format_duration
 from edgellm.wire import session_pb2_grpc
 
@@ -62,6 +64,7 @@ async def hold(
         order.mdns,
         "none" if order.isolation == "none" else "bwrap",
         kv_scope=order.kv_scope,
+        check_share=check_share(order.spot_check, order.peers, os.environ),
     )
     wanted = Wanted(
         tensor_parallel=order.tensor_parallel,
@@ -112,6 +115,7 @@ async def hold(
                         await trio.sleep(IDLE_CHECK_S)
 
             nursery.start_soon(swap)
+            nursery.start_soon(keep_checking, requester, wanted, serving, desk, tell)
             try:
                 while not serving.expired():
                     if serving.cost.is_used_up(time.time()):

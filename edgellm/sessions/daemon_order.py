@@ -28,6 +28,8 @@ class Order(msgspec.Struct, frozen=True):
     """What clients of the endpoint must say; None: nothing."""
     min_tok_s: float | None = None
     max_load: float | None = None
+    spot_check: float | None = None
+    """What `edgellm.trust.share.check_share` is told."""
     owner_pid: int = 0
     """The session closes itself when this process is gone; 0: it belongs to none."""
     owner_started: float = 0.0

@@ -38,6 +38,10 @@ class Script:
     most_running: int = 0
     requests: list[backend_pb2.GenerateRequest] = field(default_factory=list)
     loads: list[backend_pb2.LoadRequest] = field(default_factory=list)
+    liars: frozenset[str] = frozenset()
+    """Peers in whose clusters every token comes out wrong."""
+    members: dict[str, str] = field(default_factory=dict)
+    """Peers of the last plan by their addresses; kept by `ScriptedMachine`."""
     suspends: int = 0
 
 
@@ -48,6 +52,10 @@ class ScriptedEngine(backend_pb2_grpc.BackendServicer):
         self._script = script
         self._lock = threading.Lock()
         self._loaded = False
+        self._lies = False
+        self._check_share = 0.0
+        self._addresses: tuple[str, ...] = ()
+        self._served = backend_pb2.ServedReply()
         self._going = threading.Event()
         """Not set while the engine is suspended."""
         self._going.set()
@@ -59,6 +67,10 @@ class ScriptedEngine(backend_pb2_grpc.BackendServicer):
             context.abort(grpc.StatusCode.FAILED_PRECONDITION, "an engine is loaded already: Unload first")
         yield backend_pb2.LoadEvent(phase=backend_pb2.Phase(name="import", detail="scripted"))
         self._script.loads.append(request)
+        self._check_share = request.check_share
+        self._addresses = tuple(stage.address for stage in request.stages)
+        peers = {self._script.members.get(address, "") for address in self._addresses}
+        self._lies = not self._script.liars.isdisjoint(peers)
         time.sleep(self._script.load_s)
         if self._script.fail_load:
             context.abort(grpc.StatusCode.INTERNAL, self._script.fail_load)
@@ -94,6 +106,8 @@ class ScriptedEngine(backend_pb2_grpc.BackendServicer):
             self._script.requests.append(request)
             self._script.running += 1
             self._script.most_running = max(self._script.most_running, self._script.running)
+        answer: list[int] = []
+        addresses = self._addresses
         try:
             while self._script.prefill_hangs and request.sampling.max_tokens == 1 and context.is_active():
                 time.sleep(0.01)
@@ -105,8 +119,9 @@ class ScriptedEngine(backend_pb2_grpc.BackendServicer):
                 while not self._going.wait(0.01) and context.is_active():
                     pass
                 last = index + 1 == request.sampling.max_tokens
+                answer.append(index + self._lies)
                 yield backend_pb2.GenerateEvent(
-                    token_ids=[index],
+                    token_ids=[answer[-1]],
                     text=self._script.words[index % len(self._script.words)],
                     prompt_tokens=prompt_tokens,
                     finish_reason="length" if last else "",
@@ -114,6 +129,36 @@ class ScriptedEngine(backend_pb2_grpc.BackendServicer):
         finally:
             with self._lock:
                 self._script.running -= 1
+                self._note(request, answer, addresses)
+
+    def _note(
+        self, request: backend_pb2.GenerateRequest, answer: list[int], addresses: tuple[str, ...]
+    ) -> None:
+        self._served.answers += 1
+        self._served.answer_tokens += len(answer)
+        # All of them are picked, so that tests need no luck.
+        if answer and self._check_share and addresses == self._addresses:
+            ids = request.tokens.ids or [0]
+            self._served.picked.add(prompt_ids=ids, token_ids=answer, is_likeliest=True, addresses=addresses)
+
+    def Served(
+        self, request: backend_pb2.ServedRequest, context: grpc.ServicerContext
+    ) -> backend_pb2.ServedReply:
+        with self._lock:
+            reply = backend_pb2.ServedReply()
+            reply.CopyFrom(self._served)
+            del self._served.picked[:]
+        return reply
+
+    def Score(
+        self, request: backend_pb2.ScoreRequest, context: grpc.ServicerContext
+    ) -> backend_pb2.ScoreReply:
+        """Sure of the tokens that it would have said itself."""
+        reply = backend_pb2.ScoreReply()
+        for at in request.positions:
+            own = request.token_ids[at] == at + self._lies
+            reply.scores.add(logprob=-0.1 if own else -5.0, likeliest_logprob=-0.1)
+        return reply
 
     def Abort(
         self, request: backend_pb2.AbortRequest, context: grpc.ServicerContext

@@ -81,6 +81,8 @@ class ScriptedMachine:
 
                 async def amend(amended: ClusterPlan) -> None:
                     self.plans.append(amended)
+                    if own is plan.head:
+                        self.script.members = {member.address: member.peer for member in amended.workers}
 
                 yield RunningMember(cell, socket, "/model", amend)
             finally:

@@ -59,6 +59,16 @@ class PlanRequest:
 
 
 @dataclass(frozen=True, slots=True)
+class Standing:
+    """What this user's own experience says of a host, in words; "" where it says nothing against it."""
+
+    excluded: str = ""
+    """Why it is not to be used at all."""
+    doubt: str = ""
+    """Why it is to be used only where nothing can be done without it."""
+
+
+@dataclass(frozen=True, slots=True)
 class Candidate:
     """A host that offers the asked model, as the planner sees it."""
 
@@ -73,6 +83,7 @@ class Candidate:
     load: float = 0.0
     lends_for_s: float = math.inf
     """Until it stops lending, where it said when; counted from when it was asked."""
+    standing: Standing = Standing()
 
 
 @dataclass(frozen=True, slots=True)

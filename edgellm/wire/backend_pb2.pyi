@@ -18,7 +18,7 @@ class Stage(_message.Message):
     def __init__(self, address: _Optional[str] = ..., first_layer: _Optional[int] = ..., end_layer: _Optional[int] = ...) -> None: ...
 
 class LoadRequest(_message.Message):
-    __slots__ = ("model_path", "head_address", "tensor_parallel", "stages", "max_model_len", "kv_cache_bytes", "max_num_seqs", "gpu_memory_utilization", "served_model_name", "share_kv", "served_model_names", "serve_api")
+    __slots__ = ("model_path", "head_address", "tensor_parallel", "stages", "max_model_len", "kv_cache_bytes", "max_num_seqs", "gpu_memory_utilization", "served_model_name", "share_kv", "served_model_names", "check_share", "serve_api")
     MODEL_PATH_FIELD_NUMBER: _ClassVar[int]
     HEAD_ADDRESS_FIELD_NUMBER: _ClassVar[int]
     TENSOR_PARALLEL_FIELD_NUMBER: _ClassVar[int]
@@ -30,6 +30,7 @@ class LoadRequest(_message.Message):
     SERVED_MODEL_NAME_FIELD_NUMBER: _ClassVar[int]
     SHARE_KV_FIELD_NUMBER: _ClassVar[int]
     SERVED_MODEL_NAMES_FIELD_NUMBER: _ClassVar[int]
+    CHECK_SHARE_FIELD_NUMBER: _ClassVar[int]
     SERVE_API_FIELD_NUMBER: _ClassVar[int]
     model_path: str
     head_address: str
@@ -42,8 +43,9 @@ class LoadRequest(_message.Message):
     served_model_name: str
     share_kv: bool
     served_model_names: _containers.RepeatedScalarFieldContainer[str]
+    check_share: float
     serve_api: bool
-    def __init__(self, model_path: _Optional[str] = ..., head_address: _Optional[str] = ..., tensor_parallel: _Optional[int] = ..., stages: _Optional[_Iterable[_Union[Stage, _Mapping]]] = ..., max_model_len: _Optional[int] = ..., kv_cache_bytes: _Optional[int] = ..., max_num_seqs: _Optional[int] = ..., gpu_memory_utilization: _Optional[float] = ..., served_model_name: _Optional[str] = ..., share_kv: bool = ..., served_model_names: _Optional[_Iterable[str]] = ..., serve_api: bool = ...) -> None: ...
+    def __init__(self, model_path: _Optional[str] = ..., head_address: _Optional[str] = ..., tensor_parallel: _Optional[int] = ..., stages: _Optional[_Iterable[_Union[Stage, _Mapping]]] = ..., max_model_len: _Optional[int] = ..., kv_cache_bytes: _Optional[int] = ..., max_num_seqs: _Optional[int] = ..., gpu_memory_utilization: _Optional[float] = ..., served_model_name: _Optional[str] = ..., share_kv: bool = ..., served_model_names: _Optional[_Iterable[str]] = ..., check_share: _Optional[float] = ..., serve_api: bool = ...) -> None: ...
 
 class LoadEvent(_message.Message):
     __slots__ = ("phase", "loaded")
@@ -220,3 +222,57 @@ class SuspendReply(_message.Message):
     WAITING_REQUESTS_FIELD_NUMBER: _ClassVar[int]
     waiting_requests: int
     def __init__(self, waiting_requests: _Optional[int] = ...) -> None: ...
+
+class ServedRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ServedReply(_message.Message):
+    __slots__ = ("answers", "answer_tokens", "picked")
+    ANSWERS_FIELD_NUMBER: _ClassVar[int]
+    ANSWER_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    PICKED_FIELD_NUMBER: _ClassVar[int]
+    answers: int
+    answer_tokens: int
+    picked: _containers.RepeatedCompositeFieldContainer[PickedAnswer]
+    def __init__(self, answers: _Optional[int] = ..., answer_tokens: _Optional[int] = ..., picked: _Optional[_Iterable[_Union[PickedAnswer, _Mapping]]] = ...) -> None: ...
+
+class PickedAnswer(_message.Message):
+    __slots__ = ("prompt_ids", "token_ids", "logprobs", "is_likeliest", "cached_prompt_tokens", "addresses")
+    PROMPT_IDS_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    LOGPROBS_FIELD_NUMBER: _ClassVar[int]
+    IS_LIKELIEST_FIELD_NUMBER: _ClassVar[int]
+    CACHED_PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    ADDRESSES_FIELD_NUMBER: _ClassVar[int]
+    prompt_ids: _containers.RepeatedScalarFieldContainer[int]
+    token_ids: _containers.RepeatedScalarFieldContainer[int]
+    logprobs: _containers.RepeatedScalarFieldContainer[float]
+    is_likeliest: bool
+    cached_prompt_tokens: int
+    addresses: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, prompt_ids: _Optional[_Iterable[int]] = ..., token_ids: _Optional[_Iterable[int]] = ..., logprobs: _Optional[_Iterable[float]] = ..., is_likeliest: bool = ..., cached_prompt_tokens: _Optional[int] = ..., addresses: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class ScoreRequest(_message.Message):
+    __slots__ = ("prompt_ids", "token_ids", "positions")
+    PROMPT_IDS_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    POSITIONS_FIELD_NUMBER: _ClassVar[int]
+    prompt_ids: _containers.RepeatedScalarFieldContainer[int]
+    token_ids: _containers.RepeatedScalarFieldContainer[int]
+    positions: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, prompt_ids: _Optional[_Iterable[int]] = ..., token_ids: _Optional[_Iterable[int]] = ..., positions: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class PositionScore(_message.Message):
+    __slots__ = ("logprob", "likeliest_logprob")
+    LOGPROB_FIELD_NUMBER: _ClassVar[int]
+    LIKELIEST_LOGPROB_FIELD_NUMBER: _ClassVar[int]
+    logprob: float
+    likeliest_logprob: float
+    def __init__(self, logprob: _Optional[float] = ..., likeliest_logprob: _Optional[float] = ...) -> None: ...
+
+class ScoreReply(_message.Message):
+    __slots__ = ("scores",)
+    SCORES_FIELD_NUMBER: _ClassVar[int]
+    scores: _containers.RepeatedCompositeFieldContainer[PositionScore]
+    def __init__(self, scores: _Optional[_Iterable[_Union[PositionScore, _Mapping]]] = ...) -> None: ...

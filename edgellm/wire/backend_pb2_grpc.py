@@ -59,6 +59,16 @@ class BackendStub(object):
                 request_serializer=edgellm_dot_wire_dot_backend__pb2.SuspendRequest.SerializeToString,
                 response_deserializer=edgellm_dot_wire_dot_backend__pb2.SuspendReply.FromString,
                 _registered_method=True)
+        self.Served = channel.unary_unary(
+                '/edgellm.backend.v1.Backend/Served',
+                request_serializer=edgellm_dot_wire_dot_backend__pb2.ServedRequest.SerializeToString,
+                response_deserializer=edgellm_dot_wire_dot_backend__pb2.ServedReply.FromString,
+                _registered_method=True)
+        self.Score = channel.unary_unary(
+                '/edgellm.backend.v1.Backend/Score',
+                request_serializer=edgellm_dot_wire_dot_backend__pb2.ScoreRequest.SerializeToString,
+                response_deserializer=edgellm_dot_wire_dot_backend__pb2.ScoreReply.FromString,
+                _registered_method=True)
         self.Unload = channel.unary_unary(
                 '/edgellm.backend.v1.Backend/Unload',
                 request_serializer=edgellm_dot_wire_dot_backend__pb2.UnloadRequest.SerializeToString,
@@ -107,6 +117,20 @@ class BackendServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Served(self, request, context):
+        """How much was answered since the engine was first loaded; takes out the answers that were picked to be checked. Optional.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Score(self, request, context):
+        """What this engine makes of another one's answer, at some of its positions. Optional.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Unload(self, request, context):
         """Frees the model; the process stays and may Load again.
         """
@@ -141,6 +165,16 @@ def add_BackendServicer_to_server(servicer, server):
                     servicer.Suspend,
                     request_deserializer=edgellm_dot_wire_dot_backend__pb2.SuspendRequest.FromString,
                     response_serializer=edgellm_dot_wire_dot_backend__pb2.SuspendReply.SerializeToString,
+            ),
+            'Served': grpc.unary_unary_rpc_method_handler(
+                    servicer.Served,
+                    request_deserializer=edgellm_dot_wire_dot_backend__pb2.ServedRequest.FromString,
+                    response_serializer=edgellm_dot_wire_dot_backend__pb2.ServedReply.SerializeToString,
+            ),
+            'Score': grpc.unary_unary_rpc_method_handler(
+                    servicer.Score,
+                    request_deserializer=edgellm_dot_wire_dot_backend__pb2.ScoreRequest.FromString,
+                    response_serializer=edgellm_dot_wire_dot_backend__pb2.ScoreReply.SerializeToString,
             ),
             'Unload': grpc.unary_unary_rpc_method_handler(
                     servicer.Unload,
@@ -283,6 +317,60 @@ class Backend(object):
             '/edgellm.backend.v1.Backend/Suspend',
             edgellm_dot_wire_dot_backend__pb2.SuspendRequest.SerializeToString,
             edgellm_dot_wire_dot_backend__pb2.SuspendReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Served(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/edgellm.backend.v1.Backend/Served',
+            edgellm_dot_wire_dot_backend__pb2.ServedRequest.SerializeToString,
+            edgellm_dot_wire_dot_backend__pb2.ServedReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Score(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/edgellm.backend.v1.Backend/Score',
+            edgellm_dot_wire_dot_backend__pb2.ScoreRequest.SerializeToString,
+            edgellm_dot_wire_dot_backend__pb2.ScoreReply.FromString,
             options,
             channel_credentials,
             insecure,

@@ -138,20 +138,22 @@ class Reserve(_message.Message):
     def __init__(self, cluster: _Optional[str] = ..., model_digest: _Optional[bytes] = ..., first_layer: _Optional[int] = ..., end_layer: _Optional[int] = ..., devices: _Optional[int] = ..., memory_bytes: _Optional[int] = ..., fabric: _Optional[str] = ..., engine: _Optional[_Union[Engine, _Mapping]] = ...) -> None: ...
 
 class Granted(_message.Message):
-    __slots__ = ("lease", "expires_unix_ms", "devices", "overlay_certificate", "overlay_endpoints", "lends_until_unix_ms")
+    __slots__ = ("lease", "expires_unix_ms", "devices", "overlay_certificate", "overlay_endpoints", "lends_until_unix_ms", "signs_receipts")
     LEASE_FIELD_NUMBER: _ClassVar[int]
     EXPIRES_UNIX_MS_FIELD_NUMBER: _ClassVar[int]
     DEVICES_FIELD_NUMBER: _ClassVar[int]
     OVERLAY_CERTIFICATE_FIELD_NUMBER: _ClassVar[int]
     OVERLAY_ENDPOINTS_FIELD_NUMBER: _ClassVar[int]
     LENDS_UNTIL_UNIX_MS_FIELD_NUMBER: _ClassVar[int]
+    SIGNS_RECEIPTS_FIELD_NUMBER: _ClassVar[int]
     lease: str
     expires_unix_ms: int
     devices: _containers.RepeatedScalarFieldContainer[str]
     overlay_certificate: bytes
     overlay_endpoints: _containers.RepeatedCompositeFieldContainer[Endpoint]
     lends_until_unix_ms: int
-    def __init__(self, lease: _Optional[str] = ..., expires_unix_ms: _Optional[int] = ..., devices: _Optional[_Iterable[str]] = ..., overlay_certificate: _Optional[bytes] = ..., overlay_endpoints: _Optional[_Iterable[_Union[Endpoint, _Mapping]]] = ..., lends_until_unix_ms: _Optional[int] = ...) -> None: ...
+    signs_receipts: bool
+    def __init__(self, lease: _Optional[str] = ..., expires_unix_ms: _Optional[int] = ..., devices: _Optional[_Iterable[str]] = ..., overlay_certificate: _Optional[bytes] = ..., overlay_endpoints: _Optional[_Iterable[_Union[Endpoint, _Mapping]]] = ..., lends_until_unix_ms: _Optional[int] = ..., signs_receipts: bool = ...) -> None: ...
 
 class Endpoint(_message.Message):
     __slots__ = ("host", "port")
@@ -257,17 +259,51 @@ class Heartbeat(_message.Message):
     count: int
     def __init__(self, count: _Optional[int] = ...) -> None: ...
 
+class Receipt(_message.Message):
+    __slots__ = ("cluster", "lease", "host", "requester", "model_digest", "first_layer", "end_layer", "answers", "tokens", "seconds", "ended_unix_ms")
+    CLUSTER_FIELD_NUMBER: _ClassVar[int]
+    LEASE_FIELD_NUMBER: _ClassVar[int]
+    HOST_FIELD_NUMBER: _ClassVar[int]
+    REQUESTER_FIELD_NUMBER: _ClassVar[int]
+    MODEL_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    FIRST_LAYER_FIELD_NUMBER: _ClassVar[int]
+    END_LAYER_FIELD_NUMBER: _ClassVar[int]
+    ANSWERS_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    ENDED_UNIX_MS_FIELD_NUMBER: _ClassVar[int]
+    cluster: str
+    lease: str
+    host: str
+    requester: str
+    model_digest: bytes
+    first_layer: int
+    end_layer: int
+    answers: int
+    tokens: int
+    seconds: float
+    ended_unix_ms: int
+    def __init__(self, cluster: _Optional[str] = ..., lease: _Optional[str] = ..., host: _Optional[str] = ..., requester: _Optional[str] = ..., model_digest: _Optional[bytes] = ..., first_layer: _Optional[int] = ..., end_layer: _Optional[int] = ..., answers: _Optional[int] = ..., tokens: _Optional[int] = ..., seconds: _Optional[float] = ..., ended_unix_ms: _Optional[int] = ...) -> None: ...
+
+class SealedReceipt(_message.Message):
+    __slots__ = ("envelope",)
+    ENVELOPE_FIELD_NUMBER: _ClassVar[int]
+    envelope: bytes
+    def __init__(self, envelope: _Optional[bytes] = ...) -> None: ...
+
 class FromRequester(_message.Message):
-    __slots__ = ("reserve", "commit", "heartbeat", "release")
+    __slots__ = ("reserve", "commit", "heartbeat", "release", "receipt")
     RESERVE_FIELD_NUMBER: _ClassVar[int]
     COMMIT_FIELD_NUMBER: _ClassVar[int]
     HEARTBEAT_FIELD_NUMBER: _ClassVar[int]
     RELEASE_FIELD_NUMBER: _ClassVar[int]
+    RECEIPT_FIELD_NUMBER: _ClassVar[int]
     reserve: Reserve
     commit: Commit
     heartbeat: Heartbeat
     release: Release
-    def __init__(self, reserve: _Optional[_Union[Reserve, _Mapping]] = ..., commit: _Optional[_Union[Commit, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., release: _Optional[_Union[Release, _Mapping]] = ...) -> None: ...
+    receipt: SealedReceipt
+    def __init__(self, reserve: _Optional[_Union[Reserve, _Mapping]] = ..., commit: _Optional[_Union[Commit, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., release: _Optional[_Union[Release, _Mapping]] = ..., receipt: _Optional[_Union[SealedReceipt, _Mapping]] = ...) -> None: ...
 
 class LeaseEvent(_message.Message):
     __slots__ = ("phase", "detail")
@@ -292,20 +328,22 @@ class Draining(_message.Message):
     def __init__(self, deadline_unix_ms: _Optional[int] = ...) -> None: ...
 
 class FromHost(_message.Message):
-    __slots__ = ("granted", "refused", "event", "heartbeat", "ended", "draining")
+    __slots__ = ("granted", "refused", "event", "heartbeat", "ended", "draining", "receipt")
     GRANTED_FIELD_NUMBER: _ClassVar[int]
     REFUSED_FIELD_NUMBER: _ClassVar[int]
     EVENT_FIELD_NUMBER: _ClassVar[int]
     HEARTBEAT_FIELD_NUMBER: _ClassVar[int]
     ENDED_FIELD_NUMBER: _ClassVar[int]
     DRAINING_FIELD_NUMBER: _ClassVar[int]
+    RECEIPT_FIELD_NUMBER: _ClassVar[int]
     granted: Granted
     refused: Refused
     event: LeaseEvent
     heartbeat: Heartbeat
     ended: Ended
     draining: Draining
-    def __init__(self, granted: _Optional[_Union[Granted, _Mapping]] = ..., refused: _Optional[_Union[Refused, _Mapping]] = ..., event: _Optional[_Union[LeaseEvent, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., ended: _Optional[_Union[Ended, _Mapping]] = ..., draining: _Optional[_Union[Draining, _Mapping]] = ...) -> None: ...
+    receipt: SealedReceipt
+    def __init__(self, granted: _Optional[_Union[Granted, _Mapping]] = ..., refused: _Optional[_Union[Refused, _Mapping]] = ..., event: _Optional[_Union[LeaseEvent, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., ended: _Optional[_Union[Ended, _Mapping]] = ..., draining: _Optional[_Union[Draining, _Mapping]] = ..., receipt: _Optional[_Union[SealedReceipt, _Mapping]] = ...) -> None: ...
 
 class OverlayOpen(_message.Message):
     __slots__ = ("cluster", "source_address", "target_address", "port")

@@ -122,6 +122,8 @@ class Machine:
             "TERM": "dumb",
             "COLUMNS": "200",
             "HF_HUB_OFFLINE": "1",
+            # By lot, tests would take longer now and then, and lease further hosts.
+            "EDGELLM_SPOT_CHECK": "0",
             "USER": os.environ.get("USER", "root"),
         }
 

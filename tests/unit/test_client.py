@@ -481,12 +481,21 @@ def test_options_that_cannot_be(options: dict[str, Any], message: str, session: 
 def test_options_reach_the_daemon() -> None:
     order = order_of(
         "tiny",
-        {"min_tok_s": 5, "max_load": 0.8, "tp": 2, "peers": ["alice"], "kv_scope": "swarm", "idle_s": 60},
+        {
+            "min_tok_s": 5,
+            "max_load": 0.8,
+            "spot_check": 0.5,
+            "tp": 2,
+            "peers": ["alice"],
+            "kv_scope": "swarm",
+            "idle_s": 60,
+        },
         name="amber",
         directory="/run/amber",
         bootstrap=("/ip4/1.2.3.4/tcp/1/p2p/Q",),
         owner=(7, 1.5),
     )
+    assert order.spot_check == 0.5
     assert (order.min_tok_s, order.max_load, order.tensor_parallel, order.peers) == (5, 0.8, 2, ("alice",))
     assert (order.kv_scope, order.idle_s, order.owner_pid, order.owner_started) == ("swarm", 60, 7, 1.5)
     assert order.bootstrap == ("/ip4/1.2.3.4/tcp/1/p2p/Q",)

@@ -28,6 +28,7 @@ from edgellm_vllm.prompts import InvalidRequest, answer_tokens, check_sampling, 
 from edgellm_vllm.resumable_core import ResumableCore
 from edgellm_vllm.timings import Timings
 from edgellm_vllm.token_log import REPLAY_S
+from edgellm_vllm.witness import Witness
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -92,6 +93,7 @@ class Engine:
         self._timings = Timings(self._figures)
         replay_s = float(os.environ.get(REPLAY_VARIABLE) or REPLAY_S)
         self._core = ResumableCore(lambda why: self._lose(why, ""), replay_s)
+        self.witness = Witness(request.check_share)
         self._llm: AsyncLLM | None = None
         self._ending: asyncio.Task[None] | None = None
         self._loads = 0
@@ -177,6 +179,7 @@ class Engine:
             self._ending = asyncio.create_task(asyncio.to_thread(core.shutdown, 0))
             raise
         self._timings.addresses = tuple(stage.address for stage in request.stages)
+        self.witness.moved(self._timings.addresses)
         self.suspended = False
         await self._core.attach(core)
         return BroughtUp(config, ranks)
@@ -266,6 +269,7 @@ class Engine:
         llm.engine_core = self._core
         pace_outputs(llm.output_processor.get_num_unfinished_requests)
         self._timings.watch(llm)
+        self.witness.watch(llm)
         self._llm = llm
         return config
 
@@ -294,6 +298,7 @@ class Engine:
         core = self._core.detach(broken=broken)
         if core is not None:
             self._timings.interrupted()
+            self.witness.moved(())
             self._ending = asyncio.create_task(asyncio.to_thread(core.shutdown, 0))
 
 

@@ -18,6 +18,7 @@ from edgellm_vllm.events import EventStream
 from edgellm_vllm.pace import paced
 from edgellm_vllm.progress import Kind, ProgressListener
 from edgellm_vllm.prompts import InvalidRequest
+from edgellm_vllm.witness import InvalidScoring
 
 State = pb.HealthReply
 # vLLM's bring-up ends soon after its engine core.
@@ -101,6 +102,21 @@ class BackendService(backend_pb2_grpc.BackendServicer):
         if self._bring_up is not None:
             await asyncio.wait([self._bring_up], timeout=_BRING_UP_ENDS_S)
         return pb.SuspendReply(waiting_requests=engine.waiting if engine is not None else 0)
+
+    async def Served(self, request: pb.ServedRequest, context: Any) -> pb.ServedReply:
+        """See backend.proto."""
+        return self._engine.witness.served() if self._engine is not None else pb.ServedReply()
+
+    async def Score(self, request: pb.ScoreRequest, context: Any) -> pb.ScoreReply:
+        """See backend.proto."""
+        if self._engine is None:
+            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, "no model is loaded: Load first")
+            raise AssertionError
+        try:
+            return await self._engine.witness.score(request)
+        except (InvalidScoring, ValueError) as error:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+            raise
 
     async def Unload(self, request: pb.UnloadRequest, context: Any) -> pb.UnloadReply:
         """See backend.proto. Requests still running end with the reason "abort"."""
