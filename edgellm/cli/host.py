@@ -16,6 +16,7 @@ from edgellm.types.quantity import format_bytes, parse_bytes
 if TYPE_CHECKING:
     from edgellm.hosting.options import HostOptions
     from edgellm.hosting.service import HostSummary
+    from edgellm.p2p.reachability import Verdict
 
 
 def host(
@@ -91,9 +92,15 @@ def host(
     relay: Annotated[
         list[str] | None,
         typer.Option(
-            "--relay", metavar="MULTIADDR", help="Be reached through this peer (`edgellm bootstrap --relay`)."
+            "--relay",
+            metavar="MULTIADDR",
+            help="Be reached through this peer (`edgellm relay`). Default: those that are found, where it takes one.",
         ),
     ] = None,
+    upnp: Annotated[
+        bool,
+        typer.Option("--upnp/--no-upnp", help="Ask the router for ports that lead here (UPnP, NAT-PMP)."),
+    ] = True,
     grace: Annotated[
         float,
         typer.Option("--grace", min=0.0, metavar="SECONDS", help="What running leases get after Ctrl-C."),
@@ -138,6 +145,7 @@ def host(
         mdns=mdns,
         announce=tuple(announce or ()),
         relays=tuple(relay or ()),
+        map_ports=upnp,
         overlay_port=overlay_port,
         kv_quota_bytes=parse_quota(kv_quota),
         ipfs=ipfs or "",
@@ -190,6 +198,12 @@ def _step(line: str) -> None:
     say(f"[dim]{escape(line)}[/]")
 
 
+def reached_line(reached: Verdict) -> str:
+    """Which way others connect to this host, and why that is so; what to do where they cannot."""
+    remedy = f"; {reached.remedy}" if reached.way == "unreachable" and reached.remedy else ""
+    return f"{reached.way}: {reached.why}{remedy}"
+
+
 def show_summary(summary: HostSummary) -> None:
     """What is lent, under which id, and how to reach it."""
     say(f"[bold green]hosting[/] as [bold]{escape(summary.name)}[/]")
@@ -207,6 +221,8 @@ def show_summary(summary: HostSummary) -> None:
     say(f"  peer id  {summary.peer}")
     for address in summary.addresses:
         say(f"  address  {address}")
+    if summary.reached is not None:
+        say(f"  reached  {escape(reached_line(summary.reached))}")
     say(
         f"join through it: [bold]--bootstrap {summary.addresses[0]}[/]"
         if summary.addresses

@@ -31,6 +31,8 @@ from edgellm.models.manifest import build_manifest, digest, encode_manifest
 from edgellm.models.resolve import resolve
 from edgellm.p2p.identity import exclusive_identity
 from edgellm.p2p.node import NodeConfig, open_node
+from edgellm.p2p.port_mapping import mappable_port
+from edgellm.p2p.reachability import Verdict
 from edgellm.paths import Paths
 from edgellm.types.advert import Device, Engine, HostAdvert, ModelOffer
 
@@ -57,6 +59,8 @@ class HostSummary:
     engine: Engine
     devices: tuple[Device, ...]
     models: tuple[ModelOffer, ...]
+    reached: Verdict | None = None
+    """Which way others reach it, as far as is known at the start."""
 
 
 class Advertiser:
@@ -148,12 +152,18 @@ async def run_host(
             max_leases=options.max_leases,
         )
         on_step("joining the swarm")
+        overlay_port = options.overlay_port
+        if options.map_ports and options.max_leases == 1 and not overlay_port:
+            overlay_port = mappable_port()
         config = NodeConfig(
             identity=identity,
             listen=options.listen,
             announce=options.announce,
             bootstrap=options.bootstrap,
             relays=options.relays,
+            stay_reachable=True,
+            map_ports=options.map_ports,
+            other_ports=(overlay_port,),
             mdns=options.mdns,
         )
         async with (
@@ -168,7 +178,7 @@ async def run_host(
                 Switchboard(network),
                 machine,
                 {model.offer.digest: model.directory for model in models},
-                overlay_port=options.overlay_port,
+                overlay_port=overlay_port,
             )
             advertiser = Advertiser(
                 name,
@@ -181,7 +191,10 @@ async def run_host(
             publisher = Publisher(network, advertiser.current)
             leases.attach()
             await publisher.announce()
-            on_ready(HostSummary(name, network.peer, network.addresses, book.engine, devices, book.models))
+            reached = network.reach.verdict if network.reach else None
+            on_ready(
+                HostSummary(name, network.peer, network.addresses, book.engine, devices, book.models, reached)
+            )
             await stop.wait()
             on_step(
                 f"draining: no new leases; running ones have {options.grace_s:g} s (Ctrl-C again ends them now)"

@@ -104,6 +104,11 @@ class ProviderDirectory:
         records = self._dht.provider_store.providers.get(_key_bytes(key), {})
         records.pop(str(self._host.get_id()), None)
 
+    def announce_soon(self) -> None:
+        """Announces all keys again now, as this node's addresses are others."""
+        if self._nursery is not None and self._keys:
+            self._nursery.start_soon(self._announce_all)
+
     async def find(self, key: str) -> tuple[PeerAddress, ...]:
         """Who announced `key` within the last 20 min, each once, as the network says now."""
         raw_key = _key_bytes(key)
@@ -152,8 +157,11 @@ class ProviderDirectory:
     async def _announce_again(self) -> None:
         while True:
             await trio.sleep(REPROVIDE_INTERVAL_S)
-            for key in tuple(self._keys):
-                await self._announce(key)
+            await self._announce_all()
+
+    async def _announce_all(self) -> None:
+        for key in tuple(self._keys):
+            await self._announce(key)
 
     async def _forget_expired(self) -> None:
         while True:
