@@ -16,7 +16,6 @@ from edgellm.types.quantity import format_bytes, parse_bytes
 if TYPE_CHECKING:
     from edgellm.hosting.options import HostOptions
     from edgellm.hosting.service import HostSummary
-    from edgellm.p2p.reachability import Verdict
 
 
 def host(
@@ -198,12 +197,6 @@ def _step(line: str) -> None:
     say(f"[dim]{escape(line)}[/]")
 
 
-def reached_line(reached: Verdict) -> str:
-    """Which way others connect to this host, and why that is so; what to do where they cannot."""
-    remedy = f"; {reached.remedy}" if reached.way == "unreachable" and reached.remedy else ""
-    return f"{reached.way}: {reached.why}{remedy}"
-
-
 def show_summary(summary: HostSummary) -> None:
     """What is lent, under which id, and how to reach it."""
     say(f"[bold green]hosting[/] as [bold]{escape(summary.name)}[/]")
@@ -222,7 +215,7 @@ def show_summary(summary: HostSummary) -> None:
     for address in summary.addresses:
         say(f"  address  {address}")
     if summary.reached is not None:
-        say(f"  reached  {escape(reached_line(summary.reached))}")
+        say(f"  reached  {escape(str(summary.reached))}")
     say(
         f"join through it: [bold]--bootstrap {summary.addresses[0]}[/]"
         if summary.addresses

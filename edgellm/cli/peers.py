@@ -54,7 +54,7 @@ def table(sightings: tuple[Sighting, ...]) -> Table:
             format_bytes(advert.free_memory_bytes),
             f"{bandwidth / 1e9:.0f} GB/s",
             "draining" if advert.draining else str(advert.free_leases),
-            f"{sighting.round_trip_s * 1000:.0f} ms",
+            f"{sighting.round_trip_s * 1000:.0f} ms{' relayed' if sighting.relay else ''}",
             escape(", ".join(offer.name for offer in advert.models)),
         )
     return shown
@@ -93,5 +93,6 @@ def report(sighting: Sighting) -> dict[str, object]:
             for offer in advert.models
         ],
         "round_trip_s": sighting.round_trip_s,
+        "relay": sighting.relay,
         "expires_at": advert.expires_at,
     }

@@ -192,6 +192,8 @@ async def run_host(
             leases.attach()
             await publisher.announce()
             reached = network.reach.verdict if network.reach else None
+            if network.reach is not None:
+                network.reach.on_change = lambda now: on_step(f"reached {now}")
             on_ready(
                 HostSummary(name, network.peer, network.addresses, book.engine, devices, book.models, reached)
             )

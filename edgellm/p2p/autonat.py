@@ -97,10 +97,17 @@ class DialBackServer:
         addresses = _dialable(question.dial.peer.addrs, source)
         if not source or not addresses or not self._may_ask(source):
             return Message.E_DIAL_REFUSED, b""
-        for address in addresses:
-            if await self._reaches(address, connection.peer_id):
-                return Message.OK, Multiaddr(address).to_bytes()
-        return Message.E_DIAL_ERROR, b""
+        reached: list[str] = []
+        async with trio.open_nursery() as nursery:
+
+            async def dial(address: str) -> None:
+                if await self._reaches(address, connection.peer_id):
+                    reached.append(address)
+                    nursery.cancel_scope.cancel()
+
+            for address in addresses:
+                nursery.start_soon(dial, address)
+        return (Message.OK, Multiaddr(reached[0]).to_bytes()) if reached else (Message.E_DIAL_ERROR, b"")
 
     def _may_ask(self, source: str) -> bool:
         now = trio.current_time()

@@ -42,6 +42,8 @@ class Dialer:
         self._locks: WeakValueDictionary[ID, trio.Lock] = WeakValueDictionary()
         self._unreachable_until: dict[ID, float] = {}
         self.dial_circuit: CircuitDial | None = None
+        self.doubtful: Callable[[Multiaddr], bool] = lambda address: False
+        """Of addresses through relays, those that are tried only when all others have failed."""
         self._swarm.dial_peer = self._dial_for_libp2p
 
     def connections(self, peer_id: ID) -> list[Any]:
@@ -97,7 +99,14 @@ class Dialer:
                     candidates = self._candidates(peer_id, given)
                     if direct:
                         candidates = [address for address in candidates if not _is_circuit(address)]
-                    await self._race(peer_id, candidates, failures)
+                    doubtful = [each for each in candidates if _is_circuit(each) and self.doubtful(each)]
+                    trusted = [address for address in candidates if address not in doubtful]
+                    if doubtful and trusted:
+                        with trio.move_on_after(timeout_s / 2):
+                            await self._race(peer_id, trusted, failures)
+                        trusted = []
+                    if not there():
+                        await self._race(peer_id, [*trusted, *doubtful], failures)
         if not there():
             tried = "; ".join(f"{address}: {reason}" for address, reason in failures.items())
             raise NetworkError(

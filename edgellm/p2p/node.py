@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager, closing, nullcontext
+from contextlib import asynccontextmanager, closing, nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -133,6 +133,7 @@ class LibP2PNetwork:
                 except Exception as error:
                     if last:
                         raise NetworkError(f"cannot open a stream to peer {peer}: {error}") from error
+        await self._distrust_relay(peer)
         raise NetworkError(f"peer {peer} did not answer within {timeout_s:g} s")
 
     async def _settle(self, peer: str, timeout_s: float) -> None:
@@ -140,6 +141,14 @@ class LibP2PNetwork:
         peer_id = ID.from_base58(peer)
         if relay_of(self._host.get_network(), peer_id):
             await self._puncher.settled(peer_id, min(UPGRADE_WAIT_S, timeout_s / 2))
+
+    async def _distrust_relay(self, peer: str) -> None:
+        """Ends relayed connections to a peer that does not answer: it may be the relay that is silent."""
+        swarm, peer_id = self._host.get_network(), ID.from_base58(peer)
+        if relay_of(swarm, peer_id):
+            for connection in self._dialer.connections(peer_id):
+                with suppress(Exception), trio.CancelScope(deadline=trio.current_time() + 1, shield=True):
+                    await connection.close()
 
     def mapped_port(self, port: int) -> tuple[str, int] | None:
         mappings = self.reach.mappings if self.reach is not None else ()

@@ -64,10 +64,16 @@ class Verdict:
     addresses: tuple[str, ...] = ()
     """Direct ones that others got through to."""
     remedy: str = ""
+    contested: bool = False
+    """Others say that they did not get through: a relay helps if those who did are liars."""
+
+    def __str__(self) -> str:
+        remedy = f"; {self.remedy}" if self.way == "unreachable" and self.remedy else ""
+        return f"{self.way}: {self.why}{remedy}"
 
     @property
     def needs_relay(self) -> bool:
-        return self.way in ("relayed", "unreachable")
+        return self.contested or self.way in ("relayed", "unreachable")
 
 
 def candidates(
@@ -109,10 +115,15 @@ def verdict(
         peers = f"{asked} peer{'s' if asked != 1 else ''}"
         mapped = {tcp_multiaddr(mapping.host, mapping.port): mapping.by for mapping in mappings}
         by = next((mapped[address] for address in addresses if address in mapped), "")
+        failed = len({back.host for back in heard if not back.reached})
+        if failed:
+            peers += f" ({failed} did not)"
         if by:
-            return Verdict("mapped", f"{by} opened {_plain(addresses)}, and {peers} got through", addresses)
+            why = f"{by} opened {_plain(addresses)}, and {peers} got through"
+            return Verdict("mapped", why, addresses, contested=bool(failed))
         where = "" if outside else ", all on this network: none from outside has tried"
-        return Verdict("direct", f"{peers} got through to {_plain(addresses)}{where}", addresses)
+        why = f"{peers} got through to {_plain(addresses)}{where}"
+        return Verdict("direct", why, addresses, contested=bool(failed))
     if not heard:
         return _unheard(mappings, relays, announced)
     hosts = len({back.host for back in heard})

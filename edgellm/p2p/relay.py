@@ -39,6 +39,7 @@ FRAME_STALL_S = 10.0  # one frame on its way to a relay
 MAX_RELAYED_CONNECTIONS = 64
 FORGIVEN_S = 600.0
 """After which a relay that refused is asked again."""
+DOUBT_S = 120.0
 _MAX_REFUSED = 256
 
 
@@ -54,10 +55,12 @@ class Relay:
         self._through = through
         self._reserved: dict[str, None] = {}
         self._refused: dict[str, float] = {}
+        self._doubtful: dict[str, float] = {}
         self._incoming = 0
         self.taken: Callable[[ID], None] = _ignore
         self.dialled: Callable[[ID], None] = _ignore
         dialer.dial_circuit = self._dial
+        dialer.doubtful = self._is_doubtful
         host.set_stream_handler(STOP, self._take)
 
     def addresses(self) -> list[Multiaddr]:
@@ -129,12 +132,22 @@ class Relay:
         )
         stream = await self._ask(relay_peer, request, f"could not join this node to peer {peer_id}")
         try:
-            raw = _raw_connection(stream, address, initiator=True)
+            raw = _raw_connection(stream, address, initiator=True, on_end=lambda: self._doubt(relay_peer))
             await self._host.get_network().upgrade_outbound_raw_conn(raw, peer_id)
         except BaseException:
             await self._drop(stream)
             raise
         self.dialled(peer_id)
+
+    def _doubt(self, relay: str) -> None:
+        """A connection through it has ended: it may be its doing, so that for a while others are tried before it."""
+        if len(self._doubtful) >= _MAX_REFUSED:
+            self._doubtful.clear()
+        self._doubtful[relay] = trio.current_time() + DOUBT_S
+
+    def _is_doubtful(self, address: Multiaddr) -> bool:
+        relay = str(address).partition("/p2p-circuit")[0].rpartition("/p2p/")[2]
+        return trio.current_time() < self._doubtful.get(relay, -math.inf)
 
     async def _ask(self, relay: str, request: Any, refusal: str) -> Any:
         try:
@@ -204,8 +217,9 @@ def _status_name(status: int) -> str:
 class _CircuitStream:
     """A stream to a relay as the bytes under another connection, whose messages must not be cut in half."""
 
-    def __init__(self, stream: Any) -> None:
+    def __init__(self, stream: Any, on_end: Callable[[], None]) -> None:
         self._stream = stream
+        self._on_end = on_end
 
     async def write(self, data: bytes) -> None:
         with trio.CancelScope(deadline=trio.current_time() + FRAME_STALL_S, shield=True) as stall:
@@ -222,6 +236,7 @@ class _CircuitStream:
         return received
 
     async def close(self) -> None:
+        self._on_end()
         with trio.CancelScope(deadline=trio.current_time() + 1, shield=True):
             await self._stream.reset()
 
@@ -229,9 +244,11 @@ class _CircuitStream:
         return None
 
 
-def _raw_connection(stream: Any, address: Multiaddr, *, initiator: bool) -> RawConnection:
+def _raw_connection(
+    stream: Any, address: Multiaddr, *, initiator: bool, on_end: Callable[[], None] = lambda: None
+) -> RawConnection:
     return RawConnection(
-        stream=_CircuitStream(stream),
+        stream=_CircuitStream(stream, on_end),
         initiator=initiator,
         connection_type=ConnectionType.RELAYED,
         addresses=[address],

@@ -92,6 +92,10 @@ class Ledger:
         self._places[peer] = (address, now + RESERVATION_S)
         return None
 
+    def forget(self, gone: Callable[[str], bool]) -> None:
+        """Places of peers that are gone are free."""
+        self._places = {who: place for who, place in self._places.items() if not gone(who)}
+
     def has_place(self, peer: str, now: float) -> bool:
         return peer in self._places and self._places[peer][1] > now
 

@@ -63,6 +63,8 @@ class RelayServer:
 
     async def _reserve(self, stream: Any) -> None:
         peer, address = str(stream.muxed_conn.peer_id), remote_host(stream.muxed_conn)
+        swarm = self._host.get_network()
+        self._ledger.forget(lambda one: not direct_connections(swarm, ID.from_base58(one)))
         refusal = self._ledger.reserve(peer, address, trio.current_time())
         if refusal is not None:
             await _answer(stream, _STATUS[refusal])
