@@ -41,7 +41,7 @@ def open_door(
         bound = listener.getsockname()[1]
         endpoints = [Endpoint(host, bound) for host in listen_hosts]
         if (outside := mapped(bound)) is not None:
-            endpoints.insert(0, Endpoint(*outside))
+            endpoints.append(Endpoint(*outside))
         yield Door(make_member_identity(), listener, tuple(dict.fromkeys(endpoints)))
     finally:
         listener.close()
@@ -55,7 +55,9 @@ def reachable_hosts(multiaddrs: tuple[str, ...]) -> tuple[str, ...]:
     """
     direct = [address for address in multiaddrs if "/p2p-circuit" not in address]
     said = [part[2] for part in (address.split("/") for address in direct) if part[1:2] == ["ip4"]]
-    hosts = said or _interface_hosts()
+    own = _interface_hosts()
+    # A router's address leads to the node's port and to no other; on a LAN the machine's own is the one to use.
+    hosts = sorted(said, key=lambda host: host not in own) or own
     outside = [host for host in dict.fromkeys(hosts) if not host.startswith(("127.", "0."))]
     return tuple(outside[:MAX_ENDPOINTS]) or ("127.0.0.1",)
 

@@ -58,6 +58,10 @@ def is_public(host: str) -> bool:
         return False
 
 
+def is_loopback(host: str) -> bool:
+    return ipaddress.ip_address(host).is_loopback
+
+
 def tcp_multiaddr(host: str, port: int) -> str:
     """The multiaddr of an IP address and a TCP port."""
     return f"/ip{ipaddress.ip_address(host).version}/{host}/tcp/{port}"
@@ -143,7 +147,7 @@ def advertised(listening: Iterable[Multiaddr]) -> list[Multiaddr]:
         ip = ipaddress.ip_address(host)
         for each in _machine_addresses(ip.version) if ip.is_unspecified else (host,):
             found[f"/ip{ip.version}/{each}/tcp/{port}"] = None
-    outside = [text for text in found if not _is_loopback(text)]
+    outside = [text for text in found if not is_loopback(text.split("/")[2])]
     return [Multiaddr(text) for text in outside or found]
 
 
@@ -170,10 +174,6 @@ def _default_route_address(version: int) -> str | None:
             return None
         address: str = probe.getsockname()[0]
         return address
-
-
-def _is_loopback(text: str) -> bool:
-    return ipaddress.ip_address(text.split("/")[2]).is_loopback
 
 
 def _host_and_port(address: Multiaddr) -> tuple[str, int]:

@@ -16,8 +16,8 @@ from libp2p.relay.circuit_v2.protocol import PROTOCOL_ID as HOP
 from multiaddr import Multiaddr
 
 from edgellm.errors import EdgeError
-from edgellm.p2p.addresses import Advertisement, ip_endpoint, split_peer
-from edgellm.p2p.autonat import AUTONAT, ask_to_dial_back
+from edgellm.p2p.addresses import Advertisement, ip_endpoint, is_loopback, is_public, split_peer
+from edgellm.p2p.autonat import AUTONAT, REST_S, ask_to_dial_back
 from edgellm.p2p.connections import direct_connections
 from edgellm.p2p.dht import ProviderDirectory
 from edgellm.p2p.dialer import Dialer
@@ -34,8 +34,8 @@ ASKED = 6
 """Peers that are asked in a round."""
 FIRST_ROUND_S = 6.0
 """How long a node that starts waits for what others say."""
-SOON_S = 5.0
-"""Until the next round, while nobody could say."""
+SOON_S = REST_S + 1.0
+"""Until the next round, while nobody could say, or somebody rests after the last question; twice as long each time."""
 ROUND_S = RENEW_INTERVAL_S
 FIND_TIMEOUT_S = 10.0
 MAX_RELAYS_TRIED = 8
@@ -69,6 +69,7 @@ class Reach:
         self._other_ports = tuple(other_ports)
         self._mapper: PortMapper | None = None
         self._backs: dict[str, DialBack] = {}
+        self._unanswered = False
         self._advertised: list[Multiaddr] = []
         self.verdict = Verdict("unknown", "no peer has tried yet to connect to this machine")
         self.on_change: Callable[[Verdict], None] = lambda verdict: None
@@ -91,7 +92,12 @@ class Reach:
 
     @asynccontextmanager
     async def _mapping(self) -> AsyncIterator[None]:
-        if not self._map_ports or not self._port() or default_gateway() is None:
+        own = [ip_endpoint(str(each)) for each in self._advertisement.own(self._host.get_transport_addrs())]
+        # Who listens on loopback only wants nobody else; who has a public address needs no router's.
+        pointless = all(is_loopback(each[0]) for each in own if each) or any(
+            is_public(each[0]) for each in own if each
+        )
+        if not self._map_ports or not self._port() or pointless or default_gateway() is None:
             yield
             return
         self._mapper = PortMapper((self._port(), *self._other_ports))
@@ -99,13 +105,24 @@ class Reach:
             yield
 
     async def _rounds(self, first: trio.Event) -> None:
+        hurried = 0
         while True:
             try:
                 await self._round(first=not first.is_set())
             except EdgeError as error:
                 log.info("how this node is reached: %s", error)
             first.set()
-            await trio.sleep(SOON_S if self.verdict.way == "unknown" and self._servers() else ROUND_S)
+            unknown = self.verdict.way == "unknown" and bool(self._servers())
+            hurried = min(hurried + 1, 8) if unknown or self._unanswered else 0
+            with trio.move_on_after(min(ROUND_S, SOON_S * 2 ** (hurried - 1)) if hurried else ROUND_S):
+                await self._mapping_known()
+
+    async def _mapping_known(self) -> None:
+        """Returns once it is known whether the router maps ports; never where that is known already."""
+        if self._mapper is None or self._mapper.tried.is_set():
+            await trio.sleep_forever()
+        else:
+            await self._mapper.tried.wait()
 
     async def _round(self, *, first: bool) -> None:
         if first and self._mapper is not None:
@@ -153,6 +170,7 @@ class Reach:
         if not port:
             return
         backs: dict[str, DialBack] = {}
+        self._unanswered = False
 
         async def ask(sight: Seen) -> None:
             # All that anybody saw: a peer tries only those at the address under which it sees this node.
@@ -160,8 +178,10 @@ class Reach:
             reached = await ask_to_dial_back(self._host, ID.from_base58(sight.peer), addresses)
             if reached is not None:
                 backs[sight.peer] = DialBack(sight.peer, sight.host, sight.peer in named, reached)
-            elif sight.peer in self._backs:
-                backs[sight.peer] = self._backs[sight.peer]  # it rests, and says nothing new
+            else:
+                self._unanswered = True
+                if sight.peer in self._backs:
+                    backs[sight.peer] = self._backs[sight.peer]
 
         async with trio.open_nursery() as nursery:
             for sight in seen:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import ipaddress
 import logging
 import socket
 import struct
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,9 +104,11 @@ def find_router() -> Router | None:
     gateway = default_gateway()
     if gateway is None:
         return None
-    for find in (_find_upnp, lambda: _find_nat_pmp(gateway)):
+    # The first answers at once or not at all; a search for the second takes seconds where there is none.
+    searches: tuple[Callable[[str], Router | None], ...] = (_find_nat_pmp, _find_upnp)
+    for search in searches:
         try:
-            router = find()
+            router = search(gateway)
         except Exception as error:  # noqa: BLE001 - miniupnpc raises Exception itself
             log.debug("no router found: %s", error)
             continue
@@ -141,7 +144,7 @@ class _Upnp:
     by: str = "UPnP"
 
     def add(self, port: int) -> Mapping | None:
-        outside = str(self.gateway.externalipaddress())
+        outside = str(ipaddress.ip_address(self.gateway.externalipaddress()))
         for wanted in (port, *range(port + 1, port + 4)):
             taken = self.gateway.getspecificportmapping(wanted, "TCP")
             if taken is not None and (taken[0], taken[1]) != (self.gateway.lanaddr, port):
@@ -154,15 +157,15 @@ class _Upnp:
         self.gateway.deleteportmapping(mapping.port, "TCP")
 
 
-def _find_upnp() -> Router | None:
+def _find_upnp(gateway: str) -> Router | None:
     import miniupnpc
 
-    gateway = miniupnpc.UPnP()
-    gateway.discoverdelay = DISCOVERY_MS
-    if not gateway.discover():
+    found = miniupnpc.UPnP()
+    found.discoverdelay = DISCOVERY_MS
+    if not found.discover():
         return None
-    gateway.selectigd()
-    return _Upnp(gateway) if gateway.externalipaddress() else None
+    found.selectigd()
+    return _Upnp(found) if found.externalipaddress() else None
 
 
 @dataclass

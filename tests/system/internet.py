@@ -88,13 +88,13 @@ class Internet(Lan):
         self.before |= Snapshot.take([machine])
         return machine
 
-    def with_upnp(self, router: Router, *, nat_pmp_only: bool = False) -> None:
-        """Starts miniupnpd on a router, which then maps ports for who asks, by UPnP and NAT-PMP."""
+    def with_miniupnpd(self, router: Router, by: Literal["UPnP", "NAT-PMP"]) -> None:
+        """Starts miniupnpd on a router, which then maps ports for who asks that way."""
         assert MINIUPNPD is not None
         settings = self._root / f"{router.name}.miniupnpd"
         settings.write_text(
-            f"ext_ifname=wan\nlistening_ip=lan\nhttp_port=0\nenable_upnp={'no' if nat_pmp_only else 'yes'}\n"
-            "enable_natpmp=yes\nsecure_mode=yes\nsystem_uptime=yes\n"
+            f"ext_ifname=wan\nlistening_ip=lan\nhttp_port=0\nenable_upnp={'yes' if by == 'UPnP' else 'no'}\n"
+            f"enable_natpmp={'yes' if by == 'NAT-PMP' else 'no'}\nsecure_mode=yes\nsystem_uptime=yes\n"
             "upnp_table_name=filter\nupnp_nat_table_name=filter\n"
             "upnp_forward_chain=miniupnpd\nupnp_nat_chain=prerouting_miniupnpd\n"
             "upnp_nat_postrouting_chain=postrouting_miniupnpd\n"

@@ -6,7 +6,7 @@ import json
 import sys
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -104,13 +104,13 @@ def test_relays_are_found_in_the_dht(internet: Internet) -> None:
 
 
 @needs_miniupnpd
-@pytest.mark.parametrize(("nat_pmp_only", "by"), [(False, "UPnP"), (True, "NAT-PMP")])
+@pytest.mark.parametrize("by", ["UPnP", "NAT-PMP"])
 def test_a_router_that_maps_ports_makes_a_peer_reachable(
-    internet: Internet, nat_pmp_only: bool, by: str
+    internet: Internet, by: Literal["UPnP", "NAT-PMP"]
 ) -> None:
     relay = start_relay(internet.add("relay"))
     router, host = behind(internet, "host", "port restricted")
-    internet.with_upnp(router, nat_pmp_only=nat_pmp_only)
+    internet.with_miniupnpd(router, by)
     serving = start(host, "serve", "--bootstrap", relay, "--overlay-port", "5005")
     found = way_of(serving, "mapped")
     assert found["addresses"] == [f"/ip4/{router.address}/tcp/4001"]
