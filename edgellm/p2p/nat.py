@@ -37,6 +37,7 @@ FIRST_ROUND_S = 6.0
 SOON_S = REST_S + 1.0
 """Until the next round, while nobody could say, or somebody rests after the last question; twice as long each time."""
 ROUND_S = RENEW_INTERVAL_S
+LOOK_S = 2.0
 FIND_TIMEOUT_S = 10.0
 MAX_RELAYS_TRIED = 8
 
@@ -74,6 +75,11 @@ class Reach:
         self.verdict = Verdict("unknown", "no peer has tried yet to connect to this machine")
         self.on_change: Callable[[Verdict], None] = lambda verdict: None
         advertisement.confirmed = self._confirmed
+
+    @property
+    def is_direct(self) -> bool:
+        """Whether others connect to this node directly, as far as is known."""
+        return self.verdict.way in ("direct", "mapped")
 
     @property
     def mappings(self) -> tuple[Mapping, ...]:
@@ -114,15 +120,16 @@ class Reach:
             first.set()
             unknown = self.verdict.way == "unknown" and bool(self._servers())
             hurried = min(hurried + 1, 8) if unknown or self._unanswered else 0
-            with trio.move_on_after(min(ROUND_S, SOON_S * 2 ** (hurried - 1)) if hurried else ROUND_S):
-                await self._mapping_known()
+            await self._until_news(min(ROUND_S, SOON_S * 2 ** (hurried - 1)) if hurried else ROUND_S)
 
-    async def _mapping_known(self) -> None:
-        """Returns once it is known whether the router maps ports; never where that is known already."""
-        if self._mapper is None or self._mapper.tried.is_set():
-            await trio.sleep_forever()
-        else:
-            await self._mapper.tried.wait()
+    async def _until_news(self, timeout_s: float) -> None:
+        """Returns early when a relay is gone, and when it turns out whether the router maps ports."""
+        waits_for_router = self._mapper is not None and not self._mapper.tried.is_set()
+        with trio.move_on_after(timeout_s):
+            while not self._relay.lost():
+                await trio.sleep(LOOK_S)
+                if waits_for_router and self._mapper is not None and self._mapper.tried.is_set():
+                    return
 
     async def _round(self, *, first: bool) -> None:
         if first and self._mapper is not None:
@@ -136,7 +143,7 @@ class Reach:
         if self.verdict.needs_relay or (self.verdict.way == "unknown" and self._relay.peers()):
             if await self._relay.reserve_at_some(await self._relays(seen)):
                 self._judge()
-        elif self.verdict.way in ("direct", "mapped"):
+        elif self.is_direct:
             self._relay.leave()
         await self._tell()
 
@@ -233,4 +240,9 @@ class Reach:
         return ""
 
     def _confirmed(self) -> list[Multiaddr]:
-        return [Multiaddr(address) for address in self.verdict.addresses]
+        # At loopback it is reached by peers on this machine only.
+        return [
+            Multiaddr(address)
+            for address in self.verdict.addresses
+            if (endpoint := ip_endpoint(address)) and not is_loopback(endpoint[0])
+        ]

@@ -245,8 +245,10 @@ async def open_node(config: NodeConfig) -> AsyncIterator[LibP2PNetwork]:
     advertisement = Advertisement(config.announce)
     host = _make_host(config, listen, advertisement)
     swarm = host.get_network()
+    reach: Reach | None = None
     port = PunchPort(lambda: _listening_port(host))
-    dialer = Dialer(host, port)
+    # Who is reached directly needs no hole in a router, and two that dial each other from these ports would collide.
+    dialer = Dialer(host, lambda: 0 if reach is not None and reach.is_direct else port())
     relay = Relay(host, dialer, through=config.relays)
     advertisement.relayed = relay.addresses
     directory = ProviderDirectory(host, server=config.dht_server)
@@ -255,7 +257,6 @@ async def open_node(config: NodeConfig) -> AsyncIterator[LibP2PNetwork]:
         RelayServer(host, Ledger(config.relay_limits, config.relay_standing or is_stranger))
     if config.dht_server:
         DialBackServer(host)
-    reach = None
     if config.stay_reachable:
         reach = Reach(
             host,

@@ -27,6 +27,7 @@ from multiaddr import Multiaddr
 
 from edgellm.errors import EdgeError, NetworkError
 from edgellm.p2p.addresses import split_peer
+from edgellm.p2p.connections import direct_connections
 from edgellm.p2p.dialer import Dialer
 
 log = logging.getLogger(__name__)
@@ -70,6 +71,11 @@ class Relay:
     def peers(self) -> tuple[str, ...]:
         """The ids of the relays at which it has a place."""
         return tuple(split_peer(relay)[1] for relay in self._reserved)
+
+    def lost(self) -> bool:
+        """Whether a relay at which it has a place is connected no longer."""
+        swarm = self._host.get_network()
+        return any(not direct_connections(swarm, ID.from_base58(peer)) for peer in self.peers())
 
     async def reserve(self) -> None:
         """Takes (or renews) a place at every relay that its owner named. Raises NetworkError when one refuses."""

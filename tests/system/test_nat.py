@@ -103,6 +103,20 @@ def test_relays_are_found_in_the_dht(internet: Internet) -> None:
     assert (result["relay"], result["same"]) == (relay.rpartition("/")[2], True)
 
 
+def test_another_relay_is_used_when_one_is_gone(internet: Internet) -> None:
+    first, second = internet.add("first"), internet.add("second")
+    staying = start_relay(first)
+    start_relay(second, "--bootstrap", staying)
+    _, host = behind(internet, "host", "symmetric")
+    _, asker = behind(internet, "asker", "symmetric")
+    found = way_of(start(host, "serve", "--bootstrap", staying), "relayed")
+    assert sum("/p2p-circuit" in address for address in found["listed"]) == 2
+    second.processes[0].kill()
+    results = dialled(asker, "--bootstrap", staying, "--bytes", "1000", "1000")
+    assert results[-1]["same"]
+    assert results[-1]["relay"] == staying.rpartition("/")[2]
+
+
 @needs_miniupnpd
 @pytest.mark.parametrize("by", ["UPnP", "NAT-PMP"])
 def test_a_router_that_maps_ports_makes_a_peer_reachable(

@@ -8,10 +8,12 @@ from collections.abc import Iterator
 import pytest
 
 from tests.system.internet import Internet, Nat
+from tests.system.leftovers import Snapshot
 from tests.system.machine import Machine
 from tests.system.process import Process
 from tests.system.solo import Solo
 from tests.system.swarm import ASK_TIMEOUT_S, START_TIMEOUT_S, TINY
+from tests.system.swarm import _use as as_if_used_before
 from tests.system.test_answer import PROMPT, PROMPTS
 from tests.system.test_answer import TOKENS as REFERENCE_TOKENS
 
@@ -43,10 +45,14 @@ def start_host(machine: Machine, bootstrap: str) -> Process:
 def test_a_question_is_answered_across_routers(
     internet: Internet, solo: Solo, nat: Nat, hosts: int, relayed: bool
 ) -> None:
-    relay = start_relay(internet.add("relay"))
+    public = internet.add("relay")
     names = ["alice", "bob"][:hosts]
     machines = [internet.behind(internet.router(f"of-{name}", nat), name) for name in names]
     carol = internet.behind(internet.router("of-carol", nat), "carol")
+    for machine in (public, *machines, carol):
+        as_if_used_before(machine)
+        internet.before |= Snapshot.take([machine])
+    relay = start_relay(public)
     lending = [start_host(machine, relay) for machine in machines]
     for host in lending:
         host.wait_for(r"reached +relayed: through relay", START_TIMEOUT_S)
