@@ -35,6 +35,7 @@ async def _ask(listen: tuple[str, ...], bootstrap: tuple[str, ...]) -> Verdict:
     with _quiet(), trio.move_on_after(PATIENCE_S):
         async with open_node(config) as network:
             assert network.reach is not None
+            await network.reach.known.wait()
             return network.reach.verdict
     raise EdgeError(f"it was not known after {PATIENCE_S:g} s")
 

@@ -32,7 +32,7 @@ RELAYS_KEY = "/edgellm/relays/1"
 """Relays announce themselves under this key in the DHT."""
 ASKED = 6
 """Peers that are asked in a round."""
-FIRST_ROUND_S = 6.0
+FIRST_ROUND_S = 8.0
 """How long a node that starts waits for what others say."""
 SOON_S = REST_S + 1.0
 """Until the next round, while nobody could say, or somebody rests after the last question; twice as long each time."""
@@ -40,6 +40,7 @@ ROUND_S = RENEW_INTERVAL_S
 LOOK_S = 2.0
 FIND_TIMEOUT_S = 10.0
 MAX_RELAYS_TRIED = 8
+_ROUTER_S = 3.0
 
 
 class Reach:
@@ -73,6 +74,8 @@ class Reach:
         self._unanswered = False
         self._advertised: list[Multiaddr] = []
         self.verdict = Verdict("unknown", "no peer has tried yet to connect to this machine")
+        self.known = trio.Event()
+        """Set once a first round is over."""
         self.on_change: Callable[[Verdict], None] = lambda verdict: None
         advertisement.confirmed = self._confirmed
 
@@ -89,10 +92,9 @@ class Reach:
     async def run(self) -> AsyncIterator[None]:
         """Finds out while the context is open; begins with what is known after a first round, or `FIRST_ROUND_S`."""
         async with trio.open_nursery() as nursery, self._mapping():
-            first = trio.Event()
-            nursery.start_soon(self._rounds, first)
+            nursery.start_soon(self._rounds)
             with trio.move_on_after(FIRST_ROUND_S):
-                await first.wait()
+                await self.known.wait()
             yield
             nursery.cancel_scope.cancel()
 
@@ -110,14 +112,14 @@ class Reach:
         async with self._mapper.run():
             yield
 
-    async def _rounds(self, first: trio.Event) -> None:
+    async def _rounds(self) -> None:
         hurried = 0
         while True:
             try:
-                await self._round(first=not first.is_set())
+                await self._round(first=not self.known.is_set())
             except EdgeError as error:
                 log.info("how this node is reached: %s", error)
-            first.set()
+            self.known.set()
             unknown = self.verdict.way == "unknown" and bool(self._servers())
             hurried = min(hurried + 1, 8) if unknown or self._unanswered else 0
             await self._until_news(min(ROUND_S, SOON_S * 2 ** (hurried - 1)) if hurried else ROUND_S)
@@ -133,7 +135,7 @@ class Reach:
 
     async def _round(self, *, first: bool) -> None:
         if first and self._mapper is not None:
-            with trio.move_on_after(FIRST_ROUND_S / 2):
+            with trio.move_on_after(_ROUTER_S):
                 await self._mapper.tried.wait()
         if not first:
             await self._relay.renew()

@@ -11,8 +11,10 @@ from typing import Any, Literal
 import pytest
 
 from tests.system.internet import MINIUPNPD, Internet, Nat, Router
+from tests.system.leftovers import Snapshot
 from tests.system.machine import REPOSITORY, Machine
 from tests.system.process import Process
+from tests.system.swarm import _use as as_if_used_before
 
 START_S = 60.0
 CIRCUIT_BYTES = 200_000
@@ -190,3 +192,19 @@ def test_a_hostile_relay_alone_is_an_error_soon(internet: Internet) -> None:
     (result,) = dialled(asker, "--bootstrap", relay)
     assert "error" in result
     assert time.monotonic() - begun < 30
+
+
+@pytest.mark.parametrize(
+    ("nat", "way", "status"), [("symmetric", "relayed", "warn"), ("full cone", "direct", "ok")]
+)
+def test_the_doctor_says_which_way_a_machine_is_reached(
+    internet: Internet, nat: Nat, way: str, status: str
+) -> None:
+    relay = start_relay(internet.add("relay"))
+    _, host = behind(internet, "host", nat)
+    as_if_used_before(host)
+    internet.before |= Snapshot.take([host])
+    done = host.run(["edgellm", "doctor", "--bootstrap", relay, "--json"])
+    (reached,) = [check for check in json.loads(done.stdout)["checks"] if check["name"] == "reached"]
+    assert (reached["status"], reached["detail"].partition(":")[0]) == (status, way)
+    assert ("--announce" in reached["remedy"]) == (way == "relayed")
