@@ -108,3 +108,16 @@ def test_candidates_are_what_was_mapped_what_was_seen_and_the_machines_own() -> 
 def test_no_single_strangers_word_makes_an_address_known(backs: list[DialBack]) -> None:
     for address in confirmed(backs):
         assert len({each.host for each in backs if each.reached == address}) >= 2
+
+
+def test_while_somebody_contradicts_a_relay_is_kept_besides() -> None:
+    liar, honest = back("45.1.0.1", named=True), back("45.1.0.2", "", named=True)
+    found = verdict([liar, honest], (), relays=[RELAY])
+    assert (found.way, found.needs_relay) == ("direct", True)
+    assert "(1 did not)" in found.why
+    assert not verdict([liar], (), relays=[RELAY]).needs_relay
+
+
+def test_a_verdict_says_what_to_do_where_nobody_gets_through() -> None:
+    assert "--announce" in str(verdict([back("45.1.0.1", "", named=True)], (), relays=()))
+    assert "--announce" not in str(verdict([back("45.1.0.1", named=True)], (), relays=()))
