@@ -1,7 +1,7 @@
 #!/bin/sh
 # System packages: bubblewrap makes cells, nftables and iproute2 their network. Installs what is missing, as root or with sudo
 # that asks nothing; else prints the line to run. `setup/system.sh tests` also wants what the tests need: a Chromium, in which the
-# console's pages are tried.
+# console's pages are tried, and a router's UPnP daemon.
 set -eu
 
 missing=""
@@ -11,6 +11,7 @@ need nft nftables
 need ip iproute2
 if [ "${1:-}" = tests ]; then
     command -v chromium >/dev/null 2>&1 || command -v google-chrome >/dev/null 2>&1 || missing="$missing chromium"
+    need miniupnpd miniupnpd-nftables
 fi
 "${PYTHON:-python3}" -c 'import ensurepip, venv' 2>/dev/null || missing="$missing python3-venv"
 [ -z "$missing" ] && exit 0

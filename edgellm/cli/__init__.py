@@ -31,6 +31,7 @@ from edgellm.cli.host import app as host_app
 from edgellm.cli.kv import app as kv_app
 from edgellm.cli.models import models
 from edgellm.cli.peers import peers
+from edgellm.cli.relay import relay
 from edgellm.cli.session import app as session_app
 
 app = typer.Typer(
@@ -50,6 +51,7 @@ app.command()(peers)
 app.command()(models)
 app.command()(doctor)
 app.command()(bootstrap)
+app.command()(relay)
 app.command()(demo)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from rich.markup import escape
@@ -76,7 +76,7 @@ class AnswerView:
         if opened.kv is not None:
             self.kv_from(opened.kv.tokens, opened.names)
         self.route(
-            _hops(opened.cluster),
+            _hops(opened.cluster, opened.relay_of),
             # The part of it after the question went to a cluster that prefills is in the time to the first token.
             bring_up_s=self.view.elapsed_s - asked_s_ago,
             asked_s_ago=asked_s_ago,
@@ -115,7 +115,8 @@ class AnswerView:
     def end(self) -> None:
         if self._cluster is not None:
             # Others may have taken over meanwhile.
-            self._route = _hops(self._cluster)
+            known = {hop.peer: hop.relay for hop in self._route}
+            self._route = _hops(self._cluster, lambda peer: known.get(peer, ""))
         self.has_ended = True
         if self._as_json:
             print(json.dumps(self._report(), ensure_ascii=False))
@@ -161,13 +162,15 @@ class AnswerView:
                     "name": hop.name,
                     "first_layer": hop.first_layer,
                     "end_layer": hop.end_layer,
+                    "relay": hop.relay,
                 }
                 for hop in self._route
             ],
         }
 
 
-def _hops(cluster: Cluster) -> tuple[Hop, ...]:
+def _hops(cluster: Cluster, relay_of: Callable[[str], str]) -> tuple[Hop, ...]:
     return tuple(
-        Hop(stage.name, stage.peer, stage.first_layer, stage.end_layer) for stage in cluster.stages.stages
+        Hop(stage.name, stage.peer, stage.first_layer, stage.end_layer, relay_of(stage.peer))
+        for stage in cluster.stages.stages
     )

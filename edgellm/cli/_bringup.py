@@ -122,9 +122,12 @@ class Hop:
     peer: str
     first_layer: int
     end_layer: int
+    relay: str = ""
+    """The peer through which alone it is reached; "" where it is reached directly."""
 
     def __str__(self) -> str:
-        return f"{self.name} layers {self.first_layer}-{self.end_layer - 1}"
+        relayed = " (relayed)" if self.relay else ""
+        return f"{self.name}{relayed} layers {self.first_layer}-{self.end_layer - 1}"
 
 
 def summary(clock: AnswerClock, route: tuple[Hop, ...], *, bring_up_s: float | None) -> str:

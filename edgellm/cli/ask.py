@@ -269,7 +269,7 @@ def _ask_session(name: str, question: Question, show: AnswerView, state: Session
     show.session(name)
     if state.description is not None:
         route = tuple(
-            Hop(stage.name, stage.peer, stage.first_layer, stage.end_layer)
+            Hop(stage.name, stage.peer, stage.first_layer, stage.end_layer, stage.relay)
             for stage in state.description.stages
         )
         show.route(route, bring_up_s=None)

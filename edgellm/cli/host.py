@@ -110,9 +110,15 @@ def host(
     relay: Annotated[
         list[str] | None,
         typer.Option(
-            "--relay", metavar="MULTIADDR", help="Be reached through this peer (`edgellm bootstrap --relay`)."
+            "--relay",
+            metavar="MULTIADDR",
+            help="Be reached through this peer (`edgellm relay`). Default: those that are found, where it takes one.",
         ),
     ] = None,
+    upnp: Annotated[
+        bool,
+        typer.Option("--upnp/--no-upnp", help="Ask the router for ports that lead here (UPnP, NAT-PMP)."),
+    ] = True,
     grace: Annotated[
         float,
         typer.Option(
@@ -178,6 +184,7 @@ def host(
         mdns=mdns,
         announce=tuple(announce or ()),
         relays=tuple(relay or ()),
+        map_ports=upnp,
         overlay_port=overlay_port,
         kv_quota_bytes=parse_quota(kv_quota),
         ipfs=ipfs or "",
@@ -412,6 +419,8 @@ def show_summary(summary: HostSummary) -> None:
         say(f"  address  {address}")
     if summary.until is not None:
         say(f"  until    {_clock(summary.until)}, in {format_duration(summary.until - time.time())}")
+    if summary.reached is not None:
+        say(f"  reached  {escape(str(summary.reached))}")
     say(
         f"join through it: [bold]--bootstrap {summary.addresses[0]}[/]"
         if summary.addresses

@@ -82,7 +82,7 @@ def table(sightings: tuple[Sighting, ...]) -> Table:
             format_bytes(advert.free_memory_bytes),
             f"{bandwidth / 1e9:.0f} GB/s",
             _leases(advert),
-            f"{sighting.round_trip_s * 1000:.0f} ms",
+            f"{sighting.round_trip_s * 1000:.0f} ms{' relayed' if sighting.relay else ''}",
             escape(", ".join(offer.name for offer in advert.models)),
         )
     return shown
@@ -129,5 +129,6 @@ def report(sighting: Sighting) -> dict[str, object]:
             for offer in advert.models
         ],
         "round_trip_s": sighting.round_trip_s,
+        "relay": sighting.relay,
         "expires_at": advert.expires_at,
     }

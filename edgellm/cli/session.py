@@ -365,7 +365,8 @@ def report(state: SessionState) -> dict[str, object]:
         "max_cost_s": description.max_cost_s or None,
         "endpoint": description.endpoint,
         "route": " → ".join(
-            f"{stage.name} layers {stage.first_layer}-{stage.end_layer - 1}" for stage in description.stages
+            f"{stage.name}{' (relayed)' if stage.relay else ''} layers {stage.first_layer}-{stage.end_layer - 1}"
+            for stage in description.stages
         ),
         "unfinished": [
             {

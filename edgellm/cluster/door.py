@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -26,12 +26,23 @@ class Door:
 
 
 @contextmanager
-def open_door(listen_hosts: tuple[str, ...], *, port: int = 0) -> Iterator[Door]:
-    """A door on all interfaces, advertised under `listen_hosts` (see `reachable_hosts`); `port` 0 takes any free one."""
+def open_door(
+    listen_hosts: tuple[str, ...],
+    *,
+    port: int = 0,
+    mapped: Callable[[int], tuple[str, int] | None] = lambda port: None,
+) -> Iterator[Door]:
+    """A door on all interfaces, advertised under `listen_hosts` (see `reachable_hosts`); `port` 0 takes any free one.
+
+    `mapped` tells under which host and port a router leads to a port of this machine.
+    """
     listener = bind_listener("0.0.0.0", port)
     try:
         bound = listener.getsockname()[1]
-        yield Door(make_member_identity(), listener, tuple(Endpoint(host, bound) for host in listen_hosts))
+        endpoints = [Endpoint(host, bound) for host in listen_hosts]
+        if (outside := mapped(bound)) is not None:
+            endpoints.append(Endpoint(*outside))
+        yield Door(make_member_identity(), listener, tuple(dict.fromkeys(endpoints)))
     finally:
         listener.close()
 
@@ -42,8 +53,11 @@ def reachable_hosts(multiaddrs: tuple[str, ...]) -> tuple[str, ...]:
     Those of its own `multiaddrs` (what the node listens on); a node that does not listen has the addresses of all interfaces
     that are up. Loopback comes only where there is nothing else.
     """
-    said = [part[2] for part in (address.split("/") for address in multiaddrs) if part[1:2] == ["ip4"]]
-    hosts = said or _interface_hosts()
+    direct = [address for address in multiaddrs if "/p2p-circuit" not in address]
+    said = [part[2] for part in (address.split("/") for address in direct) if part[1:2] == ["ip4"]]
+    own = _interface_hosts()
+    # A router's address leads to the node's port and to no other; on a LAN the machine's own is the one to use.
+    hosts = sorted(said, key=lambda host: host not in own) or own
     outside = [host for host in dict.fromkeys(hosts) if not host.startswith(("127.", "0."))]
     return tuple(outside[:MAX_ENDPOINTS]) or ("127.0.0.1",)
 

@@ -46,6 +46,8 @@ class Sighting:
 
     advert: HostAdvert
     round_trip_s: float
+    relay: str = ""
+    """The peer through which alone the host is reached from here; "" where it is reached directly."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,4 +166,8 @@ async def ask_host(
     if wrong is not None:
         raise UnbelievableAdvert(provider.peer, wrong)
     book.saw(provider.peer, advert.sequence)
-    return Sighting(advert, round_trip_s if math.isfinite(round_trip_s) else timeout_s)
+    return Sighting(
+        advert,
+        round_trip_s if math.isfinite(round_trip_s) else timeout_s,
+        network.relay_of(provider.peer),
+    )

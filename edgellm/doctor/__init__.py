@@ -3,6 +3,7 @@
 * `check`: what a check finds (`Check`), and what it is asked about (`Examination`)
 * `system`: the border: all that a check may ask of this machine (`System`), and the real one (`LocalSystem`)
 * `sandbox`, `engines`, `network`, `machine`: the checks, by subject; each a function from a `System` to `Check`s
+* `reached`: runs a peer for a moment, to learn which way others reach this machine
 * `cell_trial`: program that runs inside a sandbox and tries a cell's network for real
 * `doctor`: runs them all (`run_doctor`) and draws the verdict (`exit_code`)
 * `report`: shows them

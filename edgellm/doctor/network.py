@@ -10,6 +10,7 @@ from multiaddr.exceptions import Error as MultiaddrError
 
 from edgellm.doctor.check import Check, Examination, fail, ok, warn
 from edgellm.doctor.system import System
+from edgellm.errors import EdgeError
 
 DEFAULT_LISTEN = "/ip4/0.0.0.0/tcp/4001"
 """Where `edgellm host` listens when it is not told."""
@@ -34,7 +35,34 @@ def check_network(system: System, examination: Examination) -> Iterator[Check]:
         )
         return
     with ThreadPoolExecutor(min(_MOST_AT_ONCE, len(examination.bootstrap))) as threads:
-        yield from threads.map(lambda address: _reach(system, address), examination.bootstrap)
+        tried = list(threads.map(lambda address: _reach(system, address), examination.bootstrap))
+    yield from tried
+    answering = [
+        address for address, check in zip(examination.bootstrap, tried, strict=True) if check.status == "ok"
+    ]
+    if answering:
+        yield _reached(system, examination, tuple(answering))
+
+
+def _reached(system: System, examination: Examination, bootstrap: tuple[str, ...]) -> Check:
+    """Which way others reach this machine, and why. Who only asks need not be reached."""
+    listen, note = examination.listen or (DEFAULT_LISTEN,), ""
+    endpoints = [tcp_endpoint(address) for address in listen]
+    if any(endpoint is None or system.listen_error(*endpoint) for endpoint in endpoints):
+        # A host that runs already has the port.
+        listen, note = ("/ip4/0.0.0.0/tcp/0",), " (asked for another port, as this one is taken)"
+    try:
+        verdict = system.how_reached(listen, bootstrap)
+    except EdgeError as error:
+        return warn(
+            "reached", f"it cannot be told which way others reach this machine: {error}", error.remedy
+        )
+    detail = f"{verdict.way}: {verdict.why}{note}"
+    if verdict.way in ("direct", "mapped"):
+        return ok("reached", detail)
+    if verdict.way == "unreachable" and examination.listen:
+        return fail("reached", detail, verdict.remedy)
+    return warn("reached", detail, verdict.remedy)
 
 
 def tcp_endpoint(address: str) -> tuple[str, int] | None:

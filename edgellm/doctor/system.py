@@ -23,6 +23,7 @@ import psutil
 from edgellm.engine.backend import Backend
 from edgellm.engine.registry import load_backend
 from edgellm.p2p.identity import load_or_create_identity
+from edgellm.p2p.reachability import Verdict
 from edgellm.paths import Paths, default_paths
 
 # adjtimex(2): the kernel's clock is not disciplined by anything.
@@ -79,6 +80,10 @@ class System(Protocol):
 
     def connect_error(self, host: str, port: int, timeout_s: float) -> str:
         """Why a TCP connection cannot be made; empty when it can."""
+        ...
+
+    def how_reached(self, listen: tuple[str, ...], bootstrap: tuple[str, ...]) -> Verdict:
+        """Which way peers reach this machine, as they say. Raises EdgeError where that cannot be found out."""
         ...
 
     def version(self, distribution: str) -> str | None:
@@ -190,6 +195,11 @@ class LocalSystem:
         except OSError as error:
             return error.strerror or str(error)
         return ""
+
+    def how_reached(self, listen: tuple[str, ...], bootstrap: tuple[str, ...]) -> Verdict:
+        from edgellm.doctor.reached import how_reached
+
+        return how_reached(listen, bootstrap)
 
     def version(self, distribution: str) -> str | None:
         try:

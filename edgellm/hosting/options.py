@@ -27,6 +27,8 @@ class HostOptions:
     """Addresses to tell others instead of the machine's own (a forwarded port)."""
     relays: tuple[str, ...] = ()
     """Peers through which a machine is reached that nobody can connect to."""
+    map_ports: bool = True
+    """Ask the router, by UPnP or NAT-PMP, for ports that lead here."""
     overlay_port: int = 0
     """TCP port for direct overlay connections; 0: any free one for each lease."""
     kv_quota_bytes: int | None = None

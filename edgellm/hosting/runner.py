@@ -71,7 +71,8 @@ class CellRunner:
 
     @contextmanager
     def prepare(self, lease: Lease) -> Iterator[Doorway]:
-        with open_door(reachable_hosts(self._network.addresses), port=self._overlay_port) as door:
+        hosts = reachable_hosts(self._network.addresses)
+        with open_door(hosts, port=self._overlay_port, mapped=self._network.mapped_port) as door:
             yield _OpenDoorway(door.identity.certificate_der, door.endpoints, door)
 
     @asynccontextmanager

@@ -34,6 +34,8 @@ from edgellm.models.manifest import build_manifest, digest, encode_manifest
 from edgellm.models.resolve import resolve
 from edgellm.p2p.identity import exclusive_identity
 from edgellm.p2p.node import NodeConfig, open_node
+from edgellm.p2p.port_mapping import mappable_port
+from edgellm.p2p.reachability import Verdict
 from edgellm.paths import Paths
 from edgellm.trust.accounts import HostAccounts
 from edgellm.types.advert import Device, Engine, HostAdvert, ModelOffer
@@ -62,6 +64,8 @@ class HostSummary:
     devices: tuple[Device, ...]
     models: tuple[ModelOffer, ...]
     until: float | None = None
+    reached: Verdict | None = None
+    """Which way others reach it, as far as is known at the start."""
 
 
 class Advertiser:
@@ -164,12 +168,18 @@ async def run_host(
             max_leases=options.max_leases,
         )
         on_step("joining the swarm")
+        overlay_port = options.overlay_port
+        if options.map_ports and options.max_leases == 1 and not overlay_port:
+            overlay_port = mappable_port()
         config = NodeConfig(
             identity=identity,
             listen=options.listen,
             announce=options.announce,
             bootstrap=options.bootstrap,
             relays=options.relays,
+            stay_reachable=True,
+            map_ports=options.map_ports,
+            other_ports=(overlay_port,),
             mdns=options.mdns,
         )
         async with (
@@ -184,7 +194,7 @@ async def run_host(
                 Switchboard(network),
                 machine,
                 {model.offer.digest: model.directory for model in models},
-                overlay_port=options.overlay_port,
+                overlay_port=overlay_port,
             )
             advertiser = Advertiser(
                 name,
@@ -203,9 +213,19 @@ async def run_host(
             )
             leases.attach()
             await publisher.announce()
+            reached = network.reach.verdict if network.reach else None
+            if network.reach is not None:
+                network.reach.on_change = lambda now: on_step(f"reached {now}")
             on_ready(
                 HostSummary(
-                    name, network.peer, network.addresses, book.engine, devices, book.models, options.until
+                    name,
+                    network.peer,
+                    network.addresses,
+                    book.engine,
+                    devices,
+                    book.models,
+                    options.until,
+                    reached,
                 )
             )
             async with control_socket(paths.runtime, lending.obey):

@@ -7,8 +7,11 @@
 * `varint`: the lengths of both
 * `node`: `open_node`, the real `Network` on py-libp2p (TCP, Noise, Yamux, Kademlia)
 * behind `node` only, for finding and reaching peers: `dialer`, `dht` (provider records), `lookup` (whom to ask for them;
-  knows nothing of libp2p), `providers` (one question to one peer), `relay` (circuit v2), `mdns` (the local network),
-  `addresses` (what to listen on and advertise)
+  knows nothing of libp2p), `providers` (one question to one peer), `mdns` (the local network), `addresses` (what to listen
+  on and advertise), `connections` (direct or relayed)
+* behind `node` only, for being reached behind routers: `nat` (keeps a node reachable), on `identify` and `autonat` (what others
+  say), `reachability` (what follows from it; pure), `port_mapping` (UPnP, NAT-PMP), `relay` (using circuit v2), `relay_server`
+  and `relay_limits` (being one; the limits are pure), `punch` (from a relayed connection to a direct one)
 * behind `node` only, for surviving them: `tcp` and `muxer` (hardened), `streams` and `handlers` (the border's
   streams, the guard around their handlers), `watchdog` (has it stopped serving?), `shutdown` (a prompt end),
   `quiet` (libp2p's log)

@@ -39,6 +39,34 @@ def without_peer(multiaddr: str) -> str:
     return address if separator and "/" not in peer else multiaddr
 
 
+def ip_endpoint(multiaddr: str) -> tuple[str, int] | None:
+    """The IP address and TCP port of a direct address (`/ip4/.../tcp/...`); None for any other."""
+    parts = without_peer(multiaddr).split("/")
+    if len(parts) != 5 or parts[1] not in ("ip4", "ip6") or parts[3] != "tcp":
+        return None
+    try:
+        return str(ipaddress.ip_address(parts[2])), int(parts[4])
+    except ValueError:
+        return None
+
+
+def is_public(host: str) -> bool:
+    """Whether `host` is an IP address of the public internet."""
+    try:
+        return ipaddress.ip_address(host).is_global
+    except ValueError:
+        return False
+
+
+def is_loopback(host: str) -> bool:
+    return ipaddress.ip_address(host).is_loopback
+
+
+def tcp_multiaddr(host: str, port: int) -> str:
+    """The multiaddr of an IP address and a TCP port."""
+    return f"/ip{ipaddress.ip_address(host).version}/{host}/tcp/{port}"
+
+
 def written(addresses: Iterable[Multiaddr]) -> list[str]:
     """Addresses that strangers told, as text, without those that are none: Multiaddr takes any bytes and fails when written."""
     found = []
@@ -81,12 +109,23 @@ class Advertisement:
 
     def __init__(self, announce: Iterable[str] = ()) -> None:
         self.relayed: Callable[[], list[Multiaddr]] = list
+        self.confirmed: Callable[[], list[Multiaddr]] = list
+        """Addresses under which others have reached this node through a router."""
         self._announce = [Multiaddr(address) for address in announce]
         self._looked_up: tuple[float, tuple[str, ...], list[Multiaddr]] = (-math.inf, (), [])
 
     def __call__(self, listening: Sequence[Multiaddr]) -> list[Multiaddr]:
-        """The announced addresses if there are any, else the machine's; and those through relays."""
-        return (self._announce or self._machine(listening)) + self.relayed()
+        """The announced addresses if there are any, else the confirmed ones and the machine's; and those through relays."""
+        direct = self._announce or [*self.confirmed(), *self._machine(listening)]
+        return list(dict.fromkeys(direct)) + self.relayed()
+
+    def own(self, listening: Sequence[Multiaddr]) -> list[Multiaddr]:
+        """Those of them that others are told without having been asked: the announced ones, else the machine's."""
+        return self._announce or self._machine(listening)
+
+    @property
+    def announced(self) -> tuple[str, ...]:
+        return tuple(map(str, self._announce))
 
     def _machine(self, listening: Sequence[Multiaddr]) -> list[Multiaddr]:
         looked_up_at, asked, found = self._looked_up
@@ -108,7 +147,7 @@ def advertised(listening: Iterable[Multiaddr]) -> list[Multiaddr]:
         ip = ipaddress.ip_address(host)
         for each in _machine_addresses(ip.version) if ip.is_unspecified else (host,):
             found[f"/ip{ip.version}/{each}/tcp/{port}"] = None
-    outside = [text for text in found if not _is_loopback(text)]
+    outside = [text for text in found if not is_loopback(text.split("/")[2])]
     return [Multiaddr(text) for text in outside or found]
 
 
@@ -135,10 +174,6 @@ def _default_route_address(version: int) -> str | None:
             return None
         address: str = probe.getsockname()[0]
         return address
-
-
-def _is_loopback(text: str) -> bool:
-    return ipaddress.ip_address(text.split("/")[2]).is_loopback
 
 
 def _host_and_port(address: Multiaddr) -> tuple[str, int]:

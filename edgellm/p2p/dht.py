@@ -111,6 +111,11 @@ class ProviderDirectory:
         records = self._dht.provider_store.providers.get(_key_bytes(key), {})
         records.pop(str(self._host.get_id()), None)
 
+    def announce_soon(self) -> None:
+        """Announces all keys again now, as this node's addresses are others."""
+        if self._nursery is not None and self._keys:
+            self._nursery.start_soon(self._announce_all)
+
     async def find(self, key: str) -> tuple[PeerAddress, ...]:
         """Who announced `key` within the last 20 min, each once, as the network says now."""
         raw_key = _key_bytes(key)
@@ -172,10 +177,14 @@ class ProviderDirectory:
         interval_s = SOON_AGAIN_S
         while True:
             await trio.sleep(interval_s)
-            told = [await self._announce(key) for key in tuple(self._keys)]
+            told = await self._announce_all()
             # A record that few hold goes with them, and one who has just come knows few.
             is_safe = bool(told) and min(told) >= _SAFE_HOLDERS
             interval_s = REPROVIDE_INTERVAL_S if is_safe else min(2 * interval_s, REPROVIDE_INTERVAL_S)
+
+    async def _announce_all(self) -> list[int]:
+        """How many peers were told of each key."""
+        return [await self._announce(key) for key in tuple(self._keys)]
 
     async def _forget_expired(self) -> None:
         while True:

@@ -6,6 +6,7 @@ minute after a failure. The DHT and identify dial through here as well.
 
 from __future__ import annotations
 
+import errno
 import math
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any, TypeAlias
@@ -17,7 +18,8 @@ from libp2p.peer.peerstore import PeerStoreError
 from multiaddr import Multiaddr
 
 from edgellm.errors import NetworkError
-from edgellm.p2p.addresses import written
+from edgellm.p2p.addresses import ip_endpoint, is_public, written
+from edgellm.p2p.connections import LISTENING_PORT, is_relayed
 
 STAGGER_S = 0.1  # head start of an address over the next one
 MAX_ADDRESSES = 16  # others tell us addresses: a lying one must not make us dial the world
@@ -32,12 +34,16 @@ CircuitDial: TypeAlias = Callable[[Multiaddr, ID], Awaitable[Any]]
 class Dialer:
     """Dials peers for one libp2p host, one dial per peer at a time."""
 
-    def __init__(self, host: Any) -> None:
+    def __init__(self, host: Any, port: Callable[[], int] = lambda: 0) -> None:
+        """`port`: where dials to the internet come from, so that routers keep it open; 0 for any."""
+        self._port = port
         self._swarm = host.get_network()
         self._host = host
         self._locks: WeakValueDictionary[ID, trio.Lock] = WeakValueDictionary()
         self._unreachable_until: dict[ID, float] = {}
         self.dial_circuit: CircuitDial | None = None
+        self.doubtful: Callable[[Multiaddr], bool] = lambda address: False
+        """Of addresses through relays, those that are tried only when all others have failed."""
         self._swarm.dial_peer = self._dial_for_libp2p
 
     def connections(self, peer_id: ID) -> list[Any]:
@@ -48,8 +54,10 @@ class Dialer:
             if not connection.is_closed and connection.muxed_conn.is_established
         ]
 
-    async def connect(self, peer: str, addresses: Sequence[str] = (), *, timeout_s: float = 10.0) -> None:
-        """Makes sure that there is a connection to `peer`.
+    async def connect(
+        self, peer: str, addresses: Sequence[str] = (), *, timeout_s: float = 10.0, direct: bool = False
+    ) -> None:
+        """Makes sure that there is a connection to `peer`, with `direct` one through no relay.
 
         `addresses` (multiaddrs, with or without `/p2p/<peer>`) come before those already known. Raises
         NetworkError that names the peer, every address tried and why it failed.
@@ -59,7 +67,7 @@ class Dialer:
             given = [Multiaddr(address) for address in addresses]
         except ValueError as error:
             raise NetworkError(f"cannot reach peer {peer}: {error}") from error
-        await self._connect(peer_id, given, timeout_s)
+        await self._connect(peer_id, given, timeout_s, direct=direct)
 
     async def _dial_for_libp2p(self, peer_id: ID) -> list[Any]:
         if trio.current_time() < self._unreachable_until.get(peer_id, -math.inf):
@@ -73,8 +81,13 @@ class Dialer:
             raise
         return self.connections(peer_id)
 
-    async def _connect(self, peer_id: ID, given: Sequence[Multiaddr], timeout_s: float) -> None:
-        if self.connections(peer_id):
+    async def _connect(
+        self, peer_id: ID, given: Sequence[Multiaddr], timeout_s: float, *, direct: bool = False
+    ) -> None:
+        def there() -> bool:
+            return any(not (direct and is_relayed(each)) for each in self.connections(peer_id))
+
+        if there():
             return
         if peer_id == self._host.get_id():
             raise NetworkError(f"peer {peer_id} is this node itself")
@@ -82,9 +95,19 @@ class Dialer:
         with trio.move_on_after(timeout_s):
             lock = self._locks.setdefault(peer_id, trio.Lock())
             async with lock:
-                if not self.connections(peer_id):
-                    await self._race(peer_id, self._candidates(peer_id, given), failures)
-        if not self.connections(peer_id):
+                if not there():
+                    candidates = self._candidates(peer_id, given)
+                    if direct:
+                        candidates = [address for address in candidates if not _is_circuit(address)]
+                    doubtful = [each for each in candidates if _is_circuit(each) and self.doubtful(each)]
+                    trusted = [address for address in candidates if address not in doubtful]
+                    if doubtful and trusted:
+                        with trio.move_on_after(timeout_s / 2):
+                            await self._race(peer_id, trusted, failures)
+                        trusted = []
+                    if not there():
+                        await self._race(peer_id, [*trusted, *doubtful], failures)
+        if not there():
             tried = "; ".join(f"{address}: {reason}" for address, reason in failures.items())
             raise NetworkError(
                 f"cannot reach peer {peer_id}: {tried or 'no address is known'}",
@@ -100,7 +123,7 @@ class Dialer:
                     if _is_circuit(address) and self.dial_circuit is not None:
                         await self.dial_circuit(address, peer_id)
                     else:
-                        await self._swarm.dial_addr(address, peer_id)
+                        await self._dial(address, peer_id)
                 except Exception as error:  # noqa: BLE001 - any failure of one address is a failure of that address
                     failures[str(address)] = _root_cause(error)
                     over.set()
@@ -113,6 +136,22 @@ class Dialer:
                 nursery.start_soon(attempt, address, over)
                 with trio.move_on_after(STAGGER_S):
                     await over.wait()
+
+    async def _dial(self, address: Multiaddr, peer_id: ID) -> None:
+        """Connects from the port that routers are to keep open for this node, where it goes through one."""
+        endpoint = ip_endpoint(str(address))
+        port = self._port() if endpoint is not None and ":" not in endpoint[0] else 0
+        if endpoint is not None and port and is_public(endpoint[0]):
+            try:
+                connection = await self._swarm.dial_addr(address, peer_id, ("0.0.0.0", port))
+            except Exception as error:
+                # This port has been connected to that address a moment ago: from any other, then.
+                if not _is_taken(error):
+                    raise
+            else:
+                setattr(connection, LISTENING_PORT, True)
+                return
+        await self._swarm.dial_addr(address, peer_id)
 
     def _candidates(self, peer_id: ID, given: Iterable[Multiaddr]) -> list[Multiaddr]:
         try:
@@ -133,6 +172,15 @@ class Dialer:
 
 def _is_circuit(address: Multiaddr) -> bool:
     return "/p2p-circuit" in str(address)
+
+
+def _is_taken(error: BaseException) -> bool:
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, OSError) and seen.errno in (errno.EADDRINUSE, errno.EADDRNOTAVAIL):
+            return True
+        seen = _cause(seen)
+    return False
 
 
 def _cause(error: BaseException) -> BaseException | None:

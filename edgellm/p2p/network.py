@@ -95,5 +95,11 @@ class Network(Protocol):
     async def connect(self, multiaddr: str, *, timeout_s: float = 10.0) -> str:
         """Connects to `multiaddr` (which must end in `/p2p/<peer>`); the peer's id. Raises NetworkError."""
 
+    def mapped_port(self, port: int) -> tuple[str, int] | None:
+        """The IP address and port of the router that lead to TCP `port` of this machine; None where none does."""
+
+    def relay_of(self, peer: str) -> str:
+        """The id of the relay through which alone `peer` is connected; "" where it is connected directly or not at all."""
+
     def connected_peers(self) -> frozenset[str]:
         """The ids of all peers that have a connection to this one now."""

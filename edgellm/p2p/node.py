@@ -8,8 +8,8 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from contextlib import asynccontextmanager, closing, nullcontext, suppress
+from dataclasses import dataclass, field
 from typing import Any
 
 import libp2p
@@ -27,14 +27,20 @@ from multiaddr import Multiaddr
 from edgellm.errors import DiscoveryError, EdgeError, NetworkError, ProtocolUnknown, UsageError
 from edgellm.p2p import muxer, tcp
 from edgellm.p2p.addresses import Advertisement, advertised, check_listen, split_peer
+from edgellm.p2p.autonat import DialBackServer
+from edgellm.p2p.connections import relay_of
 from edgellm.p2p.dht import ProviderDirectory
 from edgellm.p2p.dialer import Dialer
 from edgellm.p2p.handlers import run_handler
 from edgellm.p2p.identity import Identity
 from edgellm.p2p.mdns import on_local_network
+from edgellm.p2p.nat import RELAYS_KEY, Reach
 from edgellm.p2p.network import PeerAddress, StreamHandler
+from edgellm.p2p.punch import HolePuncher, PunchPort
 from edgellm.p2p.quiet import quiet_libp2p
-from edgellm.p2p.relay import Relay
+from edgellm.p2p.relay import RENEW_INTERVAL_S, Relay
+from edgellm.p2p.relay_limits import Ledger, RelayLimits, Standing, is_stranger
+from edgellm.p2p.relay_server import RelayServer
 from edgellm.p2p.shutdown import bounded, close_connections, unwrapped
 from edgellm.p2p.streams import LibP2PStream
 from edgellm.p2p.watchdog import watch
@@ -44,6 +50,8 @@ log = logging.getLogger(__name__)
 MAX_CONNECTIONS = 512
 MAX_INBOUND_STREAMS_PER_PEER = 1024
 REJOIN_INTERVAL_S = 30.0
+UPGRADE_WAIT_S = 2.5
+"""How long a stream waits for a direct way to a peer that is connected through a relay only."""
 MAX_LOCAL_PEERS = 32
 
 
@@ -54,7 +62,9 @@ class NodeConfig:
     `listen`: TCP multiaddrs; port 0 takes a free one. `announce`: what to tell others instead of the machine's own
     addresses (a forwarded port). `bootstrap`: full addresses of peers, of which at least one must answer.
     `dht_server`: keep records for others (hosts) or only ask (requesters). `relays`: full addresses of peers to be
-    reached through, for a machine that others cannot connect to. `serve_relay`: be such a relay.
+    reached through, for a machine that others cannot connect to. `serve_relay`: be such a relay, within `relay_limits`
+    (what `relay_standing` says of a peer stands instead). `stay_reachable`: find out whether others can connect, and find
+    relays when not; with `map_ports` ask the router for a port (and for `other_ports`) that leads here.
     `mdns`: announce this node on the local network and connect to others seen there.
     """
 
@@ -66,19 +76,35 @@ class NodeConfig:
     bootstrap_timeout_s: float = 10.0
     relays: tuple[str, ...] = ()
     serve_relay: bool = False
+    relay_limits: RelayLimits = field(default_factory=RelayLimits)
+    relay_standing: Standing | None = None
+    stay_reachable: bool = False
+    map_ports: bool = False
+    other_ports: tuple[int, ...] = ()
     mdns: bool = False
 
 
 class LibP2PNetwork:
     """This node's peer; what it promises is written at `edgellm.p2p.network.Network`."""
 
-    def __init__(self, config: NodeConfig, host: Any, dialer: Dialer, directory: ProviderDirectory) -> None:
+    def __init__(
+        self,
+        config: NodeConfig,
+        host: Any,
+        dialer: Dialer,
+        directory: ProviderDirectory,
+        puncher: HolePuncher,
+        reach: Reach | None,
+    ) -> None:
         self.identity = config.identity
         self._bootstrap = config.bootstrap
         self._bootstrap_timeout_s = config.bootstrap_timeout_s
         self._host = host
         self._dialer = dialer
         self._directory = directory
+        self._puncher = puncher
+        self.reach = reach
+        """None where this node does not care whether it can be reached."""
 
     @property
     def peer(self) -> str:
@@ -94,6 +120,7 @@ class LibP2PNetwork:
         with trio.move_on_after(timeout_s):
             for last in (False, True):
                 await self._dialer.connect(peer, addresses, timeout_s=timeout_s)
+                await self._settle(peer, timeout_s)
                 try:
                     return LibP2PStream(
                         await self._host.new_stream(ID.from_base58(peer), [TProtocol(protocol)])
@@ -106,7 +133,29 @@ class LibP2PNetwork:
                 except Exception as error:
                     if last:
                         raise NetworkError(f"cannot open a stream to peer {peer}: {error}") from error
+        await self._distrust_relay(peer)
         raise NetworkError(f"peer {peer} did not answer within {timeout_s:g} s")
+
+    async def _settle(self, peer: str, timeout_s: float) -> None:
+        """Waits a moment for a direct way where there is only a relayed one: what begins there stays there."""
+        peer_id = ID.from_base58(peer)
+        if relay_of(self._host.get_network(), peer_id):
+            await self._puncher.settled(peer_id, min(UPGRADE_WAIT_S, timeout_s / 2))
+
+    async def _distrust_relay(self, peer: str) -> None:
+        """Ends relayed connections to a peer that does not answer: it may be the relay that is silent."""
+        swarm, peer_id = self._host.get_network(), ID.from_base58(peer)
+        if relay_of(swarm, peer_id):
+            for connection in self._dialer.connections(peer_id):
+                with suppress(Exception), trio.CancelScope(deadline=trio.current_time() + 1, shield=True):
+                    await connection.close()
+
+    def mapped_port(self, port: int) -> tuple[str, int] | None:
+        mappings = self.reach.mappings if self.reach is not None else ()
+        return next(((each.host, each.port) for each in mappings if each.inside_port == port), None)
+
+    def relay_of(self, peer: str) -> str:
+        return relay_of(self._host.get_network(), ID.from_base58(peer))
 
     def serve(self, protocol: str, handler: StreamHandler) -> None:
         async def handle(net_stream: Any) -> None:
@@ -196,17 +245,39 @@ async def open_node(config: NodeConfig) -> AsyncIterator[LibP2PNetwork]:
     advertisement = Advertisement(config.announce)
     host = _make_host(config, listen, advertisement)
     swarm = host.get_network()
-    dialer = Dialer(host)
-    relay = Relay(host, dialer, through=config.relays, serve=config.serve_relay)
+    reach: Reach | None = None
+    port = PunchPort(lambda: _listening_port(host))
+    # Who is reached directly needs no hole in a router, and two that dial each other from these ports would collide.
+    dialer = Dialer(host, lambda: 0 if reach is not None and reach.is_direct else port())
+    relay = Relay(host, dialer, through=config.relays)
     advertisement.relayed = relay.addresses
     directory = ProviderDirectory(host, server=config.dht_server)
-    network = LibP2PNetwork(config, host, dialer, directory)
+    puncher = HolePuncher(host, port, config.announce)
+    if config.serve_relay:
+        RelayServer(host, Ledger(config.relay_limits, config.relay_standing or is_stranger))
+    if config.dht_server:
+        DialBackServer(host)
+    if config.stay_reachable:
+        reach = Reach(
+            host,
+            dialer,
+            relay,
+            directory,
+            advertisement,
+            named=(*config.relays, *config.bootstrap),
+            port=lambda: _listening_port(host),
+            map_ports=config.map_ports and not config.announce,
+            other_ports=config.other_ports,
+        )
+    network = LibP2PNetwork(config, host, dialer, directory, puncher, reach)
 
     def tasks_alive() -> bool:
         return bool(swarm.manager.is_running) and directory.running
 
-    with unwrapped(), bounded() as ending:
+    with closing(port), unwrapped(), bounded() as ending:
         async with host.run(listen), directory.run(), trio.open_nursery() as nursery:
+            relay.taken = lambda peer_id: nursery.start_soon(puncher.upgrade, peer_id)
+            relay.dialled = puncher.expect
             try:
                 if len(swarm.listeners) < len(listen):
                     raise UsageError(f"cannot listen on {', '.join(config.listen)}")
@@ -214,10 +285,14 @@ async def open_node(config: NodeConfig) -> AsyncIterator[LibP2PNetwork]:
                 await network.join()
                 if config.mdns:
                     nursery.start_soon(network.meet_local_peers)
-                nursery.start_soon(relay.stay_reserved)
                 nursery.start_soon(network.stay_joined)
                 nursery.start_soon(watch, tasks_alive, lambda: _reachable_listeners(host))
-                yield network
+                if config.serve_relay:
+                    nursery.start_soon(directory.provide, RELAYS_KEY)
+                if reach is None and config.relays:
+                    nursery.start_soon(_stay_reserved, relay)
+                async with reach.run() if reach is not None else nullcontext():
+                    yield network
             finally:
                 ending()
                 await close_connections(swarm)
@@ -277,6 +352,18 @@ def _guard(handle: Any) -> Any:
                 del open_streams[peer]
 
     return guarded
+
+
+async def _stay_reserved(relay: Relay) -> None:
+    while True:
+        await trio.sleep(RENEW_INTERVAL_S)
+        await relay.renew()
+
+
+def _listening_port(host: Any) -> int:
+    """Of the first IPv4 address on which the node listens; 0 where it listens nowhere."""
+    addresses = map(str, host.get_transport_addrs())
+    return next((int(address.split("/")[4]) for address in addresses if address.startswith("/ip4/")), 0)
 
 
 def _reachable_listeners(host: Any) -> list[tuple[str, int]]:

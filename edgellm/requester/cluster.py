@@ -68,6 +68,8 @@ class OpenedCluster:
     """What hosts of the model call themselves, by peer id; those outside the cluster too, whose KV blocks it may get."""
     leased_at: float = 0.0
     """Since when its hosts lend, by the requester's clock."""
+    relay_of: Callable[[str], str] = lambda peer: ""
+    """`edgellm.p2p.network.Network.relay_of`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,7 +223,9 @@ async def opened(
             nursery.start_soon(keeper.keep)
             names = {candidate.peer: candidate.name for candidate in choice.offers.candidates}
             async with watched(requester.trust, keeper.cluster, leases.account, names):
-                yield OpenedCluster(keeper.cluster, choice.model, request, kv, names, leased_at)
+                yield OpenedCluster(
+                    keeper.cluster, choice.model, request, kv, names, leased_at, network.relay_of
+                )
             if sharing is not None and kv is not None:
                 # While the cells are still there: what they computed last is announced by now or never.
                 await sharing.tracker.gather(kv)

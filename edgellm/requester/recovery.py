@@ -135,9 +135,10 @@ class Keeper:
             on_refusal=lambda line: self.on_progress(Progress("", "lease", line)),
         )
         for stage in stages.stages:
-            self.on_progress(
-                Progress(stage.name, "leased", f"layers {stage.first_layer}-{stage.end_layer - 1}")
-            )
+            relay = self.network.relay_of(stage.peer)
+            through = f", through relay …{relay[-8:]}" if relay else ""
+            layers = f"layers {stage.first_layer}-{stage.end_layer - 1}{through}"
+            self.on_progress(Progress(stage.name, "leased", layers))
         seats = _Seats(stages, leases)
         try:
             await self._form(seats)

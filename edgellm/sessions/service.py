@@ -76,7 +76,11 @@ class SessionService(session_pb2_grpc.SessionServicer):
             )
             for stage in plan.stages:
                 description.stages.add(
-                    peer=stage.peer, name=stage.name, first_layer=stage.first_layer, end_layer=stage.end_layer
+                    peer=stage.peer,
+                    name=stage.name,
+                    first_layer=stage.first_layer,
+                    end_layer=stage.end_layer,
+                    relay=opened.relay_of(stage.peer),
                 )
             if opened.kv is not None:
                 description.shares_kv = True

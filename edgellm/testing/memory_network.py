@@ -313,6 +313,12 @@ class MemoryNetwork:
             return peer
         raise NetworkError(f"cannot reach peer {peer} at {multiaddr}: no answer within {timeout_s:g} s")
 
+    def mapped_port(self, port: int) -> tuple[str, int] | None:
+        return None
+
+    def relay_of(self, peer: str) -> str:
+        return ""
+
     def connected_peers(self) -> frozenset[str]:
         there = self._known & self._hub._members.keys() - self._hub._cut
         return frozenset(there) if self.alive and self.peer not in self._hub._cut else frozenset()

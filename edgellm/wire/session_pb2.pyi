@@ -93,16 +93,18 @@ class KvHolder(_message.Message):
     def __init__(self, peer: _Optional[str] = ..., tokens: _Optional[int] = ..., name: _Optional[str] = ...) -> None: ...
 
 class StageDescription(_message.Message):
-    __slots__ = ("peer", "name", "first_layer", "end_layer")
+    __slots__ = ("peer", "name", "first_layer", "end_layer", "relay")
     PEER_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     FIRST_LAYER_FIELD_NUMBER: _ClassVar[int]
     END_LAYER_FIELD_NUMBER: _ClassVar[int]
+    RELAY_FIELD_NUMBER: _ClassVar[int]
     peer: str
     name: str
     first_layer: int
     end_layer: int
-    def __init__(self, peer: _Optional[str] = ..., name: _Optional[str] = ..., first_layer: _Optional[int] = ..., end_layer: _Optional[int] = ...) -> None: ...
+    relay: str
+    def __init__(self, peer: _Optional[str] = ..., name: _Optional[str] = ..., first_layer: _Optional[int] = ..., end_layer: _Optional[int] = ..., relay: _Optional[str] = ...) -> None: ...
 
 class UseRequest(_message.Message):
     __slots__ = ()

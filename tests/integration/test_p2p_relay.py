@@ -4,10 +4,16 @@ import os
 
 import pytest
 import trio
+from libp2p.peer.id import ID
+from libp2p.relay.circuit_v2.dcutr import PROTOCOL_ID as DCUTR
+from libp2p.relay.circuit_v2.protocol import PROTOCOL_ID as HOP
+from libp2p.relay.circuit_v2.protocol import STOP_PROTOCOL_ID as STOP
 
 from edgellm.errors import NetworkError
+from edgellm.p2p.autonat import AUTONAT, REST_S, ask_to_dial_back
 from edgellm.p2p.identity import Identity
 from edgellm.p2p.node import NodeConfig, open_node
+from edgellm.p2p.varint import encode_varint
 from tests.integration.test_p2p_node import (
     ECHO,
     Spawner,
@@ -83,3 +89,61 @@ async def test_a_peer_that_serves_no_relay_is_named_when_asked_to(spawn: Spawner
     with pytest.raises(NetworkError, match=f"{no_relay.peer} does not relay"):
         async with open_node(behind):
             pass
+
+
+GARBAGE = [
+    b"",
+    b"\x00",
+    b"\xff" * 12,
+    b"\x05hello",
+    encode_varint(1 << 30),
+    encode_varint(40) + b"\x0a\x26" + bytes(38),
+]
+
+
+@pytest.mark.parametrize("protocol", [HOP, STOP, DCUTR, AUTONAT])
+async def test_garbage_to_a_relay_or_a_peer_behind_one_ends_a_stream(spawn: Spawner, protocol: str):
+    relay = spawn("--serve-relay")
+    async with open_node(config(relay.address, server=False)) as network:
+        for garbage in GARBAGE:
+            try:
+                stream = await network.open_stream(relay.peer, protocol)
+                await stream.send_all(garbage)
+                await stream.aclose()
+                with trio.move_on_after(0.2):
+                    await stream.receive_some()
+                await stream.reset()
+            except NetworkError:
+                continue
+        await assert_serves(network, relay)
+
+
+async def test_nobody_is_asked_to_connect_to_others(spawn: Spawner):
+    """AutoNAT must not make a peer knock at doors of somebody else."""
+    server = spawn("--serve-relay")
+    listener = await trio.open_tcp_listeners(0, host="127.0.0.2")
+    port = listener[0].socket.getsockname()[1]
+    async with open_node(config(server.address, server=False)) as network:
+        peer_id = ID.from_base58(server.peer)
+        assert await ask_to_dial_back(network._host, peer_id, [f"/ip4/127.0.0.2/tcp/{port}"]) is None
+    with trio.move_on_after(0.5):
+        await listener[0].accept()
+        raise AssertionError("it was dialled")
+    await listener[0].aclose()
+
+
+async def test_a_peer_that_cannot_be_connected_to_is_told_so_and_who_rests_says_nothing(spawn: Spawner):
+    server = spawn("--serve-relay")
+    async with open_node(config(server.address, server=False)) as network:
+        peer_id = ID.from_base58(server.peer)
+        own = [address.rpartition("/p2p/")[0] for address in network.addresses]
+        dead = "/ip4/127.0.0.1/tcp/9"
+        assert await ask_to_dial_back(network._host, peer_id, [dead]) == ""
+        assert await ask_to_dial_back(network._host, peer_id, own) is None
+        await trio.sleep(REST_S)
+        assert await ask_to_dial_back(network._host, peer_id, [dead, *own]) == own[0]
+        # Somebody else answers there.
+        await trio.sleep(REST_S)
+        other = spawn()
+        stolen = other.address.rpartition("/p2p/")[0]
+        assert await ask_to_dial_back(network._host, peer_id, [stolen]) == ""

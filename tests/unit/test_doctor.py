@@ -18,7 +18,8 @@ from edgellm.doctor.network import tcp_endpoint
 from edgellm.doctor.report import print_check, print_verdict, to_json
 from edgellm.doctor.system import Outcome
 from edgellm.engine.backend import Backend, DeviceKind
-from edgellm.errors import EngineError, UsageError
+from edgellm.errors import DiscoveryError, EdgeError, EngineError, UsageError
+from edgellm.p2p.reachability import Verdict
 from edgellm.paths import Paths
 
 GIB = 1 << 30
@@ -54,6 +55,7 @@ class Fake:
     free: dict[str, int] = field(default_factory=dict)
     listening: dict[int, str] = field(default_factory=dict)
     unreachable: dict[str, str] = field(default_factory=dict)
+    reached: Verdict | EdgeError = field(default_factory=lambda: Verdict("direct", "2 peers got through"))
     versions: dict[str, str] = field(default_factory=lambda: {"torch": "2.13.0+cpu"})
     engine: Engine | EngineError = field(default_factory=Engine)
     identity: UsageError | None = None
@@ -91,6 +93,11 @@ class Fake:
 
     def connect_error(self, host: str, port: int, timeout_s: float) -> str:
         return self.unreachable.get(host, "")
+
+    def how_reached(self, listen: tuple[str, ...], bootstrap: tuple[str, ...]) -> Verdict:
+        if isinstance(self.reached, EdgeError):
+            raise self.reached
+        return self.reached
 
     def version(self, distribution: str) -> str | None:
         return self.versions.get(distribution)
@@ -364,6 +371,29 @@ def test_a_gpu_that_works_is_named() -> None:
 def test_without_a_bootstrap_peer_reachability_is_skipped_in_words() -> None:
     check = examined(Fake(), Examination())["reachability"]
     assert (check.status, "skipped" in check.detail) == ("warn", True)
+
+
+@pytest.mark.parametrize(
+    ("reached", "status", "detail"),
+    [
+        (Verdict("mapped", "UPnP opened 45.9.0.7 port 4001"), "ok", "mapped: UPnP opened"),
+        (Verdict("relayed", "through relay …abc only", remedy="forward"), "warn", "relayed: through relay"),
+        (Verdict("unreachable", "nobody got through", remedy="forward"), "fail", "unreachable: nobody"),
+        (DiscoveryError("no bootstrap peer answers"), "warn", "cannot be told"),
+    ],
+)
+def test_which_way_others_reach_this_machine_is_said(
+    reached: Verdict | EdgeError, status: str, detail: str
+) -> None:
+    check = examined(Fake(reached=reached))["reached"]
+    assert check.status == status
+    assert detail in check.detail
+    assert status == "ok" or bool(check.remedy) == bool(getattr(reached, "remedy", ""))
+
+
+def test_who_need_not_be_reached_is_not_failed_for_it() -> None:
+    unreached = Fake(reached=Verdict("unreachable", "nobody got through", remedy="forward"))
+    assert examined(unreached, Examination(bootstrap=(BOOTSTRAP,)))["reached"].status == "warn"
 
 
 def test_the_default_port_may_be_a_running_host_s() -> None:

@@ -172,7 +172,9 @@ def test_json_is_one_object(registry: Registry, capfd: pytest.CaptureFixture[str
     assert shown["text"] == "why blue"
     assert shown["token_ids"] == [0, 1]
     assert shown["finish_reason"] == "stop"
-    assert shown["route"] == [{"peer": "peer-a", "name": "alice", "first_layer": 0, "end_layer": 8}]
+    assert shown["route"] == [
+        {"peer": "peer-a", "name": "alice", "first_layer": 0, "end_layer": 8, "relay": ""}
+    ]
 
 
 @pytest.mark.parametrize(

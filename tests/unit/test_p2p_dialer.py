@@ -1,0 +1,92 @@
+"""In which order a peer's addresses are tried."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import trio
+from libp2p.connection_types import ConnectionType
+from libp2p.peer.id import ID
+from multiaddr import Multiaddr
+
+from edgellm.errors import NetworkError
+from edgellm.p2p.dialer import Dialer
+from edgellm.p2p.identity import Identity
+
+DIRECT = "/ip4/192.168.1.7/tcp/4001"
+RELAY, DOUBTFUL = Identity.generate().peer, Identity.generate().peer
+
+
+def through(relay: str) -> str:
+    return f"/ip4/45.9.0.1/tcp/4001/p2p/{relay}/p2p-circuit"
+
+
+class Swarm:
+    """Peers answer at `open_at`; others do not."""
+
+    def __init__(self, open_at: set[str]) -> None:
+        self.open_at = open_at
+        self.tried: list[str] = []
+        self.connected: list[Any] = []
+        self.peerstore = SimpleNamespace(addrs=lambda _: [], add_addrs=lambda *_: None)
+
+    def get_connections(self, peer_id: ID) -> list[Any]:
+        return self.connected
+
+    async def dial_addr(self, address: Multiaddr, peer_id: ID, source: Any = None) -> Any:
+        return await self.reach(address)
+
+    async def reach(self, address: Multiaddr, peer_id: ID | None = None) -> Any:
+        self.tried.append(str(address))
+        await trio.sleep(0.01)
+        if str(address) not in self.open_at:
+            raise OSError("refused")
+        relayed = "/p2p-circuit" in str(address)
+        connection = SimpleNamespace(
+            is_closed=False,
+            muxed_conn=SimpleNamespace(is_established=True),
+            get_connection_type=lambda: ConnectionType.RELAYED if relayed else ConnectionType.DIRECT,
+        )
+        self.connected.append(connection)
+        return connection
+
+
+def dialer(swarm: Swarm) -> Dialer:
+    host = SimpleNamespace(
+        get_network=lambda: swarm,
+        get_id=lambda: ID.from_base58(RELAY),
+        get_transport_addrs=list,
+        get_peerstore=lambda: swarm.peerstore,
+    )
+    made = Dialer(host)
+    made.dial_circuit = swarm.reach
+    made.doubtful = lambda address: DOUBTFUL in str(address)
+    return made
+
+
+PEER = Identity.generate().peer
+
+
+async def test_a_relay_of_which_there_is_doubt_is_tried_when_all_else_has_failed() -> None:
+    swarm = Swarm({through(DOUBTFUL)})
+    await dialer(swarm).connect(PEER, [through(DOUBTFUL), through(RELAY), DIRECT])
+    assert swarm.tried == [DIRECT, through(RELAY), through(DOUBTFUL)]
+
+
+async def test_it_is_not_tried_where_another_way_is_open() -> None:
+    swarm = Swarm({through(DOUBTFUL), through(RELAY)})
+    await dialer(swarm).connect(PEER, [through(DOUBTFUL), through(RELAY)])
+    assert swarm.tried == [through(RELAY)]
+
+
+async def test_a_relayed_connection_is_none_where_a_direct_one_is_asked_for() -> None:
+    swarm = Swarm({through(RELAY)})
+    dialling = dialer(swarm)
+    await dialling.connect(PEER, [through(RELAY)])
+    with pytest.raises(NetworkError):
+        await dialling.connect(PEER, [through(RELAY)], direct=True)
+    swarm.open_at = {DIRECT}
+    await dialling.connect(PEER, [through(RELAY), DIRECT], direct=True)
+    assert swarm.tried == [through(RELAY), DIRECT]
