@@ -59,7 +59,13 @@ async def hold(
         recoveries=0,
         lenders=2,
     )
-    opened = SimpleNamespace(cluster=cluster, request=SimpleNamespace(context=512), kv=None, names={})
+    opened = SimpleNamespace(
+        cluster=cluster,
+        request=SimpleNamespace(context=512),
+        kv=None,
+        names={},
+        relay_of=lambda peer: "",
+    )
     serving.use(Slot(order.model, cast(Any, opened)))
     write_record(files, msgspec.structs.replace(record, state="ready"))
     await trio.serve_listeners(engine, [trio.SocketListener(listening)])
