@@ -356,8 +356,9 @@ def test_a_rank_that_is_frozen_is_told_of_and_one_that_is_busy_is_not(
         subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(2 * (os.cpu_count() or 1))
     ]
     try:
-        for _ in range(3):
-            same(ask(running).whole(), undisturbed["greedy"])
+        # Slow it is: a token is several wake-ups, each of which waits for its turn.
+        assert ask(running, max_tokens=40).whole()[0] == undisturbed["greedy"][0][:40]
+        assert state(running) == pb.HealthReply.READY
     finally:
         for other in others:
             other.kill()
