@@ -43,8 +43,8 @@ def bwrap_arguments(
     for path, _ in view.files:
         words += ["--perms", "0444", "--ro-bind-data", file_fds[path], path]
     words += ["--proc", "/proc", "--dev", "/dev"]
-    # A node that runs as root is root to the kernel's sysctls inside as well, and bwrap leaves those writable.
-    words += ["--ro-bind", "/proc/sys", "/proc/sys"]
+    for path in view.kernel_files:
+        words += ["--ro-bind", path, path]
     words += ["--perms", "1777", "--size", spec.shm_bytes, "--tmpfs", "/dev/shm"]
     devices = (TUN_DEVICE, *spec.devices) if spec.fabric == "overlay" else spec.devices
     for device in devices:
@@ -53,6 +53,6 @@ def bwrap_arguments(
         words += ["--ro-bind", mount.source, mount.target]
     if spec.model_directory is not None:
         words += ["--ro-bind", spec.model_directory, MODEL_PATH]
-    words += ["--bind", spec.runtime_directory, RUNTIME_PATH]
+    words += ["--bind" if spec.writes_runtime else "--ro-bind", spec.runtime_directory, RUNTIME_PATH]
     words += ["--remount-ro", "/dev", "--remount-ro", "/", "--chdir", "/tmp", "--", *command]
     return tuple(str(word) for word in words)
