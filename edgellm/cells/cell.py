@@ -49,8 +49,7 @@ class Cell:
         self._process = process
         self._group = group
         self._first_process: int | None = None
-        self.broken_limit = ""
-        """Why it had to end, for whoever leased it, when it took more than it may; else empty."""
+        self._broken_limit = ""
         self._killed = False
         self._first_known = trio.Event()
         self._gone = trio.Event()
@@ -67,6 +66,11 @@ class Cell:
         Nobody may rely on what is in them. Nothing is lost: who does not read them makes the engine wait.
         """
         return self._events
+
+    @property
+    def broken_limit(self) -> str:
+        """Why it had to end, for whoever leased it, when it took more than it may; else empty."""
+        return self._broken_limit
 
     async def wait(self) -> int:
         """Wait until everything in the cell is gone; the engine's exit status, 128 + n for signal n."""
@@ -132,8 +136,8 @@ class Cell:
                 self._process.wait()
             finally:
                 self._first_known.set()
-                if self._group is not None and not self.broken_limit and self._group.ran_out_of_memory():
-                    self.broken_limit = _out_of_memory(self._spec)
+                if self._group is not None and not self._broken_limit and self._group.ran_out_of_memory():
+                    self._broken_limit = _out_of_memory(self._spec)
                 self._gone.set()
                 if status is not None:
                     await status.aclose()
@@ -150,7 +154,7 @@ class Cell:
                 return
             broken = f"its cell cannot be looked at: {error}"
         if not self._killed and self._process.poll() is None:
-            self.broken_limit = broken
+            self._broken_limit = broken
             await self.kill()
 
     async def _read_events(self, fd: int) -> None:

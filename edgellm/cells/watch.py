@@ -120,7 +120,7 @@ def directory_use(directory: Path, most_files: int) -> tuple[int, int]:
     size_bytes = files = 0
     with contextlib.ExitStack() as stack:
         waiting = [os.open(directory, os.O_RDONLY | os.O_DIRECTORY)]
-        stack.callback(lambda: [os.close(fd) for fd in waiting])
+        stack.callback(_close_all, waiting)
         while waiting and files <= most_files:
             parent = waiting.pop()
             try:
@@ -142,6 +142,11 @@ def directory_use(directory: Path, most_files: int) -> tuple[int, int]:
             finally:
                 os.close(parent)
     return size_bytes, files
+
+
+def _close_all(fds: list[int]) -> None:
+    for fd in fds:
+        os.close(fd)
 
 
 def _status(proc: int, pid: str) -> dict[str, int]:

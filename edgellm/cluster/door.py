@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -45,6 +46,16 @@ def open_door(
         yield Door(make_member_identity(), listener, tuple(dict.fromkeys(endpoints)))
     finally:
         listener.close()
+
+
+def may_dial(theirs: tuple[Endpoint, ...], own: tuple[Endpoint, ...]) -> tuple[Endpoint, ...]:
+    """Those of another member's endpoints that a member with `own` dials.
+
+    Loopback only where it is itself there and nowhere else: a plan shall not make a machine talk to its own services.
+    """
+    if own and all(ipaddress.ip_address(endpoint.host).is_loopback for endpoint in own):
+        return theirs
+    return tuple(endpoint for endpoint in theirs if not ipaddress.ip_address(endpoint.host).is_loopback)
 
 
 def reachable_hosts(multiaddrs: tuple[str, ...]) -> tuple[str, ...]:

@@ -111,6 +111,8 @@ class Head:
                     with contextlib.suppress(trio.WouldBlock):
                         self._tell_alarm.send_nowait(Alarm(address, said, event.get("event") == "lost"))
         status = await cell.wait()
+        if cell.broken_limit:
+            raise CellError(f"the head's cell had to end: {cell.broken_limit}")
         said = failure or (cell.stderr_tail().strip().splitlines() or ["it said nothing"])[-1]
         raise CellError(
             f"the head's cell ended with status {status}: {said[:500]}", remedy="run `edgellm doctor`"

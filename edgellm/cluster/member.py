@@ -16,7 +16,8 @@ import trio
 from edgellm.cells.cell import default_environment, open_cell
 from edgellm.cells.spec import MODEL_PATH, RUNTIME_PATH, CellSpec, Isolation, Mount
 from edgellm.cluster.commons import Commons, open_commons
-from edgellm.cluster.door import Door
+from edgellm.cluster.door import Door, may_dial
+from edgellm.cluster.limits import cell_limits
 from edgellm.cluster.scratch import scratch_directory
 from edgellm.cluster.switchboard import PlanInForce, Switchboard
 from edgellm.engine.backend import Backend, DeviceKind, MemberSpec, Role
@@ -39,6 +40,9 @@ class CellHandle(Protocol):
 
     @property
     def events(self) -> trio.MemoryReceiveChannel[dict[str, object]]: ...
+
+    @property
+    def broken_limit(self) -> str: ...
 
     async def wait(self) -> int: ...
 
@@ -111,7 +115,7 @@ async def _open_member(
             if plan.fabric == "overlay":
                 overlay = await stack.enter_async_context(
                     open_overlay(
-                        OverlaySpec(own.address, _overlay_members(plan)),
+                        OverlaySpec(own.address, _overlay_members(plan, door)),
                         directory,
                         door.listener,
                         door.identity,
@@ -123,7 +127,7 @@ async def _open_member(
             async def amend(amended: ClusterPlan) -> None:
                 in_force.plan = amended
                 if overlay is not None:
-                    await overlay.admit(_overlay_members(amended))
+                    await overlay.admit(_overlay_members(amended, door))
 
             # Before the cell is there, which could put something in the way.
             await serve_pieces(stack, machine.pieces, plan, own, directory)
@@ -150,12 +154,15 @@ async def serve_pieces(
         log.warning("a cell shares no KV pieces: its socket cannot be made", error=str(error))
 
 
-def _overlay_members(plan: ClusterPlan) -> tuple[OverlayMember, ...]:
+def _overlay_members(plan: ClusterPlan, door: Door) -> tuple[OverlayMember, ...]:
     return tuple(
         OverlayMember(
             address=member.address,
             certificate_der=member.overlay_certificate,
-            endpoints=tuple((endpoint.host, endpoint.port) for endpoint in member.overlay_endpoints),
+            endpoints=tuple(
+                (endpoint.host, endpoint.port)
+                for endpoint in may_dial(member.overlay_endpoints, door.endpoints)
+            ),
         )
         for member in plan.everyone
     )
@@ -204,6 +211,16 @@ def _cell_spec(
         devices=_device_nodes(kind, own.devices),
         fabric="overlay" if plan.fabric == "overlay" else "direct",
         isolation=machine.isolation,
+        limits=cell_limits(
+            kind,
+            devices=len(own.devices),
+            memory_bytes=own.memory_bytes,
+            threads=machine.threads,
+            usable_threads=usable_threads(),
+            is_head=role == "head",
+        ),
+        # A worker connects to sockets that are there already.
+        writes_runtime=role == "head",
     )
 
 
