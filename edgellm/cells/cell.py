@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import platform
 import shutil
 import signal
 import subprocess
@@ -19,7 +20,8 @@ import trio
 from edgellm.cells.bubblewrap import bwrap_arguments
 from edgellm.cells.cgroup import CellGroup, open_group
 from edgellm.cells.diagnosis import explain_failure, missing_requirement
-from edgellm.cells.filesystem import HostView, host_view
+from edgellm.cells.filesystem import host_view
+from edgellm.cells.seccomp import seccomp_filter
 from edgellm.cells.spec import CellSpec
 from edgellm.cells.watch import LOOK_S, open_watch
 from edgellm.errors import unwrapped
@@ -262,9 +264,18 @@ def _start(
     status, status_written = os.pipe2(os.O_CLOEXEC)
     with contextlib.ExitStack() as inherited:
         inherited.callback(os.close, status_written)
-        file_fds = _files_in_memory(view, inherited)
+        file_fds = {
+            path: _file_in_memory(path.name, content.encode(), inherited) for path, content in view.files
+        }
+        program = seccomp_filter(platform.machine(), sets_up=True)
+        seccomp_fd = _file_in_memory("seccomp", program, inherited)
         arguments = bwrap_arguments(
-            spec, view, _init_command(spec), status_fd=status_written, file_fds=file_fds
+            spec,
+            view,
+            _init_command(spec),
+            status_fd=status_written,
+            seccomp_fd=seccomp_fd,
+            file_fds=file_fds,
         )
         process = subprocess.Popen(
             _inside(group, (bwrap, *arguments)),
@@ -272,7 +283,7 @@ def _start(
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            pass_fds=(status_written, *file_fds.values()),
+            pass_fds=(status_written, seccomp_fd, *file_fds.values()),
             # A terminal's Ctrl-C is for the node, which then decides when its cells end.
             start_new_session=True,
         )
@@ -286,15 +297,12 @@ def _inside(group: CellGroup | None, command: tuple[str, ...]) -> tuple[str, ...
     return ("/bin/sh", "-c", 'echo 0 >"$0" && exec "$@"', str(group.processes_file), *command)
 
 
-def _files_in_memory(view: HostView, owner: contextlib.ExitStack) -> dict[Path, int]:
-    fds = {}
-    for path, content in view.files:
-        fd = os.memfd_create(path.name)
-        owner.callback(os.close, fd)
-        os.write(fd, content.encode())
-        os.lseek(fd, 0, os.SEEK_SET)
-        fds[path] = fd
-    return fds
+def _file_in_memory(name: str, content: bytes, owner: contextlib.ExitStack) -> int:
+    fd = os.memfd_create(name)
+    owner.callback(os.close, fd)
+    os.write(fd, content)
+    os.lseek(fd, 0, os.SEEK_SET)
+    return fd
 
 
 def _init_command(spec: CellSpec) -> tuple[str, ...]:

@@ -66,7 +66,7 @@ _INTERNET_PROTOCOLS = (
     6,
     17,
 )  # the family's own, TCP, UDP: others would be loaded into the kernel on demand
-_NETLINK_ROUTE = 0
+_NETLINK_ROUTE, _NETLINK_NETFILTER = 0, 12
 # asm-generic/ioctls.h: TIOCSTI, TIOCLINUX, TIOCCONS, TIOCSETD
 _TERMINAL_REQUESTS = (0x5412, 0x541C, 0x541D, 0x5423)
 _PERSONALITIES = (0, 0xFFFFFFFF)  # the ordinary one; which one it is
@@ -80,12 +80,14 @@ _Instruction = tuple[int, int, int, int]
 _ALLOW: _Instruction = (_RETURN, 0, 0, 0x7FFF0000)
 
 
-def seccomp_filter(machine: str) -> bytes:
+def seccomp_filter(machine: str, *, sets_up: bool = False) -> bytes:
     """The program (array of `struct sock_filter`) for `machine` as `platform.machine()` names it.
 
-    Raises KeyError for another machine than x86_64 and aarch64.
+    With `sets_up` it lets the cell's first program speak to nftables, which the kernel allows to nobody without
+    CAP_NET_ADMIN. Raises KeyError for another machine than x86_64 and aarch64.
     """
     column, token, judged = _ARCHITECTURES[machine]
+    netlink = (_NETLINK_ROUTE, _NETLINK_NETFILTER) if sets_up else (_NETLINK_ROUTE,)
     denied = sorted(number for numbers in _DENIED.values() if (number := numbers[column]) is not None)
     program = [
         (_LOAD, 0, 0, _ARCHITECTURE),
@@ -100,21 +102,19 @@ def seccomp_filter(machine: str) -> bytes:
         program += _on(number, [_refuse(errno.EPERM)])
     for number in _UNKNOWN:
         program += _on(number, [_refuse(errno.ENOSYS)])
-    for name, verdict in _verdicts().items():
+    for name, verdict in _verdicts(netlink).items():
         program += _on(judged[name], verdict)
     return b"".join(struct.pack("=HBBI", *instruction) for instruction in [*program, _ALLOW])
 
 
-def _verdicts() -> dict[str, list[_Instruction]]:
+def _verdicts(netlink: tuple[int, ...]) -> dict[str, list[_Instruction]]:
     """By name of the call, instructions that look at its arguments and always return."""
     namespaces = [(_LOAD, 0, 0, _FIRST), (_JSET, 0, 1, _NEW_NAMESPACES), _refuse(errno.EPERM), _ALLOW]
     protocols = [(_LOAD, 0, 0, _THIRD), *_allow_only(_INTERNET_PROTOCOLS, errno.EPROTONOSUPPORT)]
     families: list[_Instruction] = [(_LOAD, 0, 0, _FIRST), *_on(_AF_UNIX, [_ALLOW])]
     for family in _INTERNET:
         families += _on(family, protocols)
-    families += _on(
-        _AF_NETLINK, [(_LOAD, 0, 0, _THIRD), *_allow_only((_NETLINK_ROUTE,), errno.EPROTONOSUPPORT)]
-    )
+    families += _on(_AF_NETLINK, [(_LOAD, 0, 0, _THIRD), *_allow_only(netlink, errno.EPROTONOSUPPORT)])
     requests: list[_Instruction] = [(_LOAD, 0, 0, _SECOND)]
     for request in _TERMINAL_REQUESTS:
         requests += _on(request, [_refuse(errno.EPERM)])

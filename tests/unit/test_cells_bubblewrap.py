@@ -30,7 +30,7 @@ SPEC = CellSpec(
 
 def arguments(spec: CellSpec) -> tuple[str, ...]:
     return bwrap_arguments(
-        spec, VIEW, ("init", "--", *spec.argv), status_fd=9, file_fds={Path("/etc/passwd"): 8}
+        spec, VIEW, ("init", "--", *spec.argv), status_fd=9, seccomp_fd=7, file_fds={Path("/etc/passwd"): 8}
     )
 
 
@@ -63,6 +63,7 @@ def test_fences() -> None:
     words = arguments(SPEC)
     for fence in ("user", "pid", "ipc", "uts", "net"):
         assert f"--unshare-{fence}" in words
+    assert words[words.index("--seccomp") + 1] == "7"
     assert {"--die-with-parent", "--new-session"} <= set(words)
     assert words.index("--cap-drop") < words.index("--cap-add")
     assert words[words.index("--cap-drop") + 1] == "ALL"

@@ -91,6 +91,12 @@ def test_sockets(machine: str) -> None:
         }
     assert call(machine, "socket", 16, 3, 0) == ALLOW
     assert {call(machine, "socket", 16, 3, protocol) for protocol in (2, 4, 12)} == {EPROTONOSUPPORT}
+    filters = seccomp_filter(machine, sets_up=True), _ARCHITECTURES[machine][1], _ARCHITECTURES[machine][2]
+    assert [run_filter(*filters[:2], filters[2]["socket"], 16, 3, kind) for kind in (0, 12, 4)] == [
+        ALLOW,
+        ALLOW,
+        EPROTONOSUPPORT,
+    ]
     others = set(range(46)) - {1, 2, 10, 16}
     assert {call(machine, "socket", family) for family in others} == {EAFNOSUPPORT}
     assert [call(machine, "socketpair", family) for family in (1, 2, 30)] == [
