@@ -123,7 +123,10 @@ class Cell:
                 if status_fd is not None:
                     # Kept open: bwrap reports the exit status there in the end, and would die of SIGPIPE.
                     status = trio.lowlevel.FdStream(status_fd)
-                    said = await status.receive_some(4096)
+                    said = b""
+                    # bwrap writes a line in several pieces.
+                    while b"\n" not in said and (piece := await status.receive_some(4096)):
+                        said += piece
                     with contextlib.suppress(ValueError, LookupError, ProcessLookupError):
                         self._first_process = int(json.loads(said.splitlines()[0])["child-pid"])
                         first_process = os.pidfd_open(self._first_process)
@@ -148,6 +151,8 @@ class Cell:
         """Ends the cell when it takes more than it may, and says why in `broken_limit`."""
         await self._first_known.wait()
         try:
+            if self._first_process is None and self._spec.isolation == "bwrap":
+                raise ProcessLookupError("bwrap did not say which process it began with")
             with open_watch(self._spec, self._first_process, bounded=self._group is not None) as watch:
                 while (broken := watch.excess()) is None:
                     await trio.sleep(LOOK_S)

@@ -1,4 +1,4 @@
-"""Cells in cgroups, where this machine lets some be made: `python -m tests.integration.cgroup_trial`, prints what it saw as JSON.
+"""Cells in cgroups, where some can be made: `python -m tests.integration.cgroup_trial` prints what it saw as JSON.
 
 A program of its own, because it must be alone in its cgroup, and pytest's is shared with whoever started it.
 """
