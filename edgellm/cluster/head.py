@@ -13,7 +13,7 @@ import trio
 
 from edgellm.cluster.assemble import HeadDoor, head_alone
 from edgellm.cluster.door import open_door, reachable_hosts
-from edgellm.cluster.member import Machine, RunningMember
+from edgellm.cluster.member import ENGINE_SOCKET, Machine, RunningMember
 from edgellm.cluster.switchboard import Switchboard
 from edgellm.engine.client import EngineClient
 from edgellm.errors import CellError, EngineError
@@ -94,7 +94,7 @@ class Head:
             timeout_s=BRING_UP_TIMEOUT_S,
         )
         check_placement(plan, loaded)
-        self.api_socket = self.engine_socket.with_name(API_SOCKET) if loaded.serves_api else None
+        self.api_socket = self._member.socket(API_SOCKET) if loaded.serves_api else None
 
     async def watch(self, on_progress: Callable[[Progress], None]) -> None:
         """Tells what the head's cell says, and raises CellError when it is gone: the engine itself would hang, not fail."""
@@ -105,6 +105,8 @@ class Head:
             match event.get("event"):
                 case "phase":
                     on_progress(Progress("head", str(event.get("name", "")), said))
+                case "serving":
+                    self._member.socket(ENGINE_SOCKET)
                 case "failed":
                     failure = said
                 case "lost" | "slow":

@@ -19,6 +19,7 @@ from edgellm.cluster.commons import Commons, open_commons
 from edgellm.cluster.door import Door, may_dial
 from edgellm.cluster.limits import cell_limits
 from edgellm.cluster.scratch import scratch_directory
+from edgellm.cluster.sockets import keep_socket
 from edgellm.cluster.switchboard import PlanInForce, Switchboard
 from edgellm.engine.backend import Backend, DeviceKind, MemberSpec, Role
 from edgellm.engine.backend import KvSharing as EngineKvSharing
@@ -33,6 +34,8 @@ HEAD_PORT = 6379
 """Ray's head; in a cell of its own every port is free."""
 ENGINE_SOCKET = "engine.sock"
 BLOCKS_SOCKET = "blocks.sock"
+_SHOWN = "c"
+"""Of a member's directory, what its cell sees. Short, as sockets lie in it."""
 
 
 class CellHandle(Protocol):
@@ -60,6 +63,15 @@ class RunningMember:
     """Goes by another plan of the same cluster from now on, in which this member keeps its address. Raises CellError."""
     open_engine: Callable[[Path], AbstractAsyncContextManager[EngineClient]] = open_engine
     """What makes a client of the engine."""
+    shown: Path | None = None
+    """Where the cell makes its sockets; None: where they are used."""
+
+    def socket(self, name: str) -> Path:
+        """One that the cell has said it serves on. Raises CellError where it is none."""
+        kept = self.engine_socket.with_name(name)
+        if self.shown is not None:
+            keep_socket(self.shown / name, kept)
+        return kept
 
 
 class PieceServer(Protocol):
@@ -109,6 +121,8 @@ async def _open_member(
     model_directory: Path,
 ) -> AsyncIterator[RunningMember]:
     with scratch_directory(machine.runtime) as directory:
+        shown = directory / _SHOWN
+        shown.mkdir(mode=0o700)
         async with AsyncExitStack() as stack:
             in_force = PlanInForce(plan)
             overlay: Overlay | None = None
@@ -116,7 +130,7 @@ async def _open_member(
                 overlay = await stack.enter_async_context(
                     open_overlay(
                         OverlaySpec(own.address, _overlay_members(plan, door)),
-                        directory,
+                        shown,
                         door.listener,
                         door.identity,
                         switchboard.opener(in_force, own.address),
@@ -130,16 +144,16 @@ async def _open_member(
                     await overlay.admit(_overlay_members(amended, door))
 
             # Before the cell is there, which could put something in the way.
-            await serve_pieces(stack, machine.pieces, plan, own, directory)
+            await serve_pieces(stack, machine.pieces, plan, own, shown)
             commons = None
             if machine.isolation == "none":
                 commons = stack.enter_context(open_commons(plan.cluster, model_directory))
-            spec = _cell_spec(machine, plan, own, directory, model_directory, commons)
+            spec = _cell_spec(machine, plan, own, shown, model_directory, commons)
             cell = await stack.enter_async_context(open_cell(spec))
             stack.callback(
                 lambda: log.debug("what a cell said", address=own.address, said=cell.stderr_tail())
             )
-            yield RunningMember(cell, directory / ENGINE_SOCKET, str(spec.model_path), amend)
+            yield RunningMember(cell, directory / ENGINE_SOCKET, str(spec.model_path), amend, shown=shown)
 
 
 async def serve_pieces(

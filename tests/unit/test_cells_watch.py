@@ -55,13 +55,13 @@ def test_a_directory_is_counted_without_following_anything(tmp_path: Path) -> No
     assert files == 5
     assert 8192 <= size_bytes < 64 << 10
     assert directory_use(mine, 3)[1] == 4
-    before = len(os.listdir("/proc/self/fd"))
+    before = len(list(Path("/proc/self/fd").iterdir()))
     deep = mine
     for _ in range(80):
         deep = deep / "d"
         deep.mkdir()
     assert directory_use(mine, 40)[1] == 41
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
 def test_a_cells_memory_is_its_leases_and_the_engines() -> None:
