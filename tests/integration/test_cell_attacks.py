@@ -228,7 +228,9 @@ async def test_fork_bomb(tmp_path: Path) -> None:
                 assert "too many processes" in await ended_by_its_limit(cell)
             else:
                 await trio.sleep(3)
-                assert 1 < processes_of(marker) <= 200
+                # bwrap and the cell's first program were there before the limit was.
+                assert processes_of(marker) <= 204
+                assert processes_of(marker) > 100 or "too many processes" in cell.broken_limit
         assert time.monotonic() - begun < 20
         assert processes_of(marker) == 0
         await trio.sleep(0.5)
