@@ -232,6 +232,7 @@ def _cell_spec(
             threads=machine.threads,
             usable_threads=usable_threads(),
             is_head=role == "head",
+            standby=plan.standby,
         ),
         # A worker connects to sockets that are there already.
         writes_runtime=role == "head",

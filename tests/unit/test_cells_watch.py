@@ -83,4 +83,8 @@ def test_a_cells_memory_is_its_leases_and_the_engines() -> None:
     assert memory_bytes("cpu", is_head=True) == HEAD_BYTES
     assert memory_bytes("cuda") > 8 * GIB
     every = cell_limits("cpu", devices=1, memory_bytes=GIB, threads=8, usable_threads=8, is_head=False)
-    assert every.cpus is None
+    assert (every.cpus, every.memory_bytes) == (None, 2 * GIB)
+    ready = cell_limits(
+        "cpu", devices=1, memory_bytes=GIB, threads=8, usable_threads=8, is_head=False, standby=True
+    )
+    assert ready.memory_bytes == 3 * GIB
