@@ -19,9 +19,11 @@ from edgellm.engine.client import EngineClient
 from edgellm.errors import CellError, EngineError
 from edgellm.p2p.network import Network
 from edgellm.types.plan import ClusterPlan, KvSharing, PlanRequest, StagePlan
+from edgellm.types.text import one_line
 from edgellm.wire import backend_pb2
 
 LOSS_TOLD_S = 1.5
+MAX_SAID = 64 << 10
 MAX_ALARMS = 16
 API_SOCKET = "api.sock"
 """Beside the engine's own, as `proto/backend.proto` says."""
@@ -101,10 +103,10 @@ class Head:
         failure = ""
         cell = self._member.cell
         async for event in cell.events:
-            said, address = str(event.get("detail", "")), str(event.get("address", ""))
+            said, address = one_line(str(event.get("detail", "")), MAX_SAID), str(event.get("address", ""))
             match event.get("event"):
                 case "phase":
-                    on_progress(Progress("head", str(event.get("name", "")), said))
+                    on_progress(Progress("head", one_line(str(event.get("name", "")), 64), said))
                 case "serving":
                     self._member.socket(ENGINE_SOCKET)
                 case "failed":
@@ -117,7 +119,8 @@ class Head:
             raise CellError(f"the head's cell had to end: {cell.broken_limit}")
         said = failure or (cell.stderr_tail().strip().splitlines() or ["it said nothing"])[-1]
         raise CellError(
-            f"the head's cell ended with status {status}: {said[:500]}", remedy="run `edgellm doctor`"
+            f"the head's cell ended with status {status}: {one_line(said, 500)}",
+            remedy="run `edgellm doctor`",
         )
 
 
