@@ -81,9 +81,9 @@ CALLS = {
     "getpid": [39],
 }
 ENDED = {
-    "memory": r"out of memory in its cell",
-    "shm": r"out of memory in its cell",
-    "forks": r"too many processes in its cell",
+    "memory": r"out\s+of\s+memory\s+in\s+its\s+cell",
+    "shm": r"out\s+of\s+memory\s+in\s+its\s+cell",
+    "forks": r"too\s+many\s+processes\s+in\s+its\s+cell",
 }
 
 
