@@ -15,6 +15,8 @@ from edgellm.overlay.overlay import bind_listener
 from edgellm.types.plan import Endpoint
 
 MAX_ENDPOINTS = 8
+_NOBODYS = ("127.", "0.", "169.254.")
+"""Loopback, none, and addresses of one link alone: plans that name the last are refused (`edgellm.leasing.terms`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +71,7 @@ def reachable_hosts(multiaddrs: tuple[str, ...]) -> tuple[str, ...]:
     own = _interface_hosts()
     # A router's address leads to the node's port and to no other; on a LAN the machine's own is the one to use.
     hosts = sorted(said, key=lambda host: host not in own) or own
-    outside = [host for host in dict.fromkeys(hosts) if not host.startswith(("127.", "0."))]
+    outside = [host for host in dict.fromkeys(hosts) if not host.startswith(_NOBODYS)]
     return tuple(outside[:MAX_ENDPOINTS]) or ("127.0.0.1",)
 
 
