@@ -17,11 +17,13 @@ def bwrap_arguments(
     command: tuple[str, ...],
     *,
     status_fd: int,
+    seccomp_fd: int,
     file_fds: Mapping[Path, int],
 ) -> tuple[str, ...]:
     """Arguments for `bwrap` (without the program's own name) that run `command` in the cell.
 
-    `status_fd` receives bwrap's JSON status; `file_fds` maps each of `view.files` to a readable descriptor
+    `status_fd` receives bwrap's JSON status; `seccomp_fd` holds the filter for its own process in the cell, whose memory
+    code in the cell can write to, and for all its children; `file_fds` maps each of `view.files` to a readable descriptor
     with its content. The environment is not here: a command line can be read by every user of the machine,
     so it travels as bwrap's own environment.
     """
@@ -32,7 +34,7 @@ def bwrap_arguments(
     words += ["--uid", 0, "--gid", 0, "--cap-drop", "ALL", "--cap-add", "CAP_SETPCAP"]
     if spec.fabric == "overlay":
         words += ["--unshare-net", "--cap-add", "CAP_NET_ADMIN"]
-    words += ["--json-status-fd", status_fd]
+    words += ["--json-status-fd", status_fd, "--seccomp", seccomp_fd]
 
     # First, because an environment in /tmp must lie over it.
     words += ["--perms", "1777", "--size", spec.tmp_bytes, "--tmpfs", "/tmp"]
@@ -43,8 +45,8 @@ def bwrap_arguments(
     for path, _ in view.files:
         words += ["--perms", "0444", "--ro-bind-data", file_fds[path], path]
     words += ["--proc", "/proc", "--dev", "/dev"]
-    # A node that runs as root is root to the kernel's sysctls inside as well, and bwrap leaves those writable.
-    words += ["--ro-bind", "/proc/sys", "/proc/sys"]
+    for path in view.kernel_files:
+        words += ["--ro-bind", path, path]
     words += ["--perms", "1777", "--size", spec.shm_bytes, "--tmpfs", "/dev/shm"]
     devices = (TUN_DEVICE, *spec.devices) if spec.fabric == "overlay" else spec.devices
     for device in devices:
@@ -53,6 +55,6 @@ def bwrap_arguments(
         words += ["--ro-bind", mount.source, mount.target]
     if spec.model_directory is not None:
         words += ["--ro-bind", spec.model_directory, MODEL_PATH]
-    words += ["--bind", spec.runtime_directory, RUNTIME_PATH]
+    words += ["--bind" if spec.writes_runtime else "--ro-bind", spec.runtime_directory, RUNTIME_PATH]
     words += ["--remount-ro", "/dev", "--remount-ro", "/", "--chdir", "/tmp", "--", *command]
     return tuple(str(word) for word in words)

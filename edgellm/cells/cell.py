@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import platform
 import shutil
 import signal
 import subprocess
@@ -17,16 +18,21 @@ import psutil
 import trio
 
 from edgellm.cells.bubblewrap import bwrap_arguments
+from edgellm.cells.cgroup import CellGroup, open_group
 from edgellm.cells.diagnosis import explain_failure, missing_requirement
-from edgellm.cells.filesystem import HostView, host_view
+from edgellm.cells.filesystem import host_view
+from edgellm.cells.seccomp import seccomp_filter
 from edgellm.cells.spec import CellSpec
+from edgellm.cells.watch import LOOK_S, open_watch
 from edgellm.errors import unwrapped
 
 # The cell is hostile: what it may make the node hold.
 _MAX_LINE_BYTES = 64 << 10
-_MAX_EVENTS = 256
+_MAX_EVENTS = 64
 _TAIL_BYTES = 64 << 10
 _READ_BYTES = 64 << 10
+# Of each of its outputs: reading an endless one shall not take the node's core from its other leases.
+_READ_BYTES_S = 8 << 20
 
 _READY_TIMEOUT_S = 30.0
 _GRACE_S = 5.0
@@ -38,10 +44,16 @@ Event = dict[str, object]
 class Cell:
     """A running cell. Made by `open_cell`; dies with its context, and with the node."""
 
-    def __init__(self, process: subprocess.Popen[bytes], sandboxed: bool) -> None:
+    def __init__(
+        self, spec: CellSpec, process: subprocess.Popen[bytes], group: CellGroup | None = None
+    ) -> None:
+        self._spec = spec
         self._process = process
-        self._sandboxed = sandboxed
+        self._group = group
         self._first_process: int | None = None
+        self._broken_limit = ""
+        self._killed = False
+        self._first_known = trio.Event()
         self._gone = trio.Event()
         self._drained = trio.Event()
         self._ready = trio.Event()
@@ -57,6 +69,11 @@ class Cell:
         """
         return self._events
 
+    @property
+    def broken_limit(self) -> str:
+        """Why it had to end, for whoever leased it, when it took more than it may; else empty."""
+        return self._broken_limit
+
     async def wait(self) -> int:
         """Wait until everything in the cell is gone; the engine's exit status, 128 + n for signal n."""
         await self._gone.wait()
@@ -67,11 +84,14 @@ class Cell:
 
     async def kill(self) -> None:
         """Kill everything in the cell and wait until it is gone."""
+        self._killed = True
         with trio.CancelScope(shield=True):
             if self._process.returncode is None:
-                if not self._sandboxed:
+                if self._spec.isolation == "none":
                     await self._end_without_namespace()
                 self._process.kill()
+                if self._group is not None:
+                    self._group.kill()
             await self._gone.wait()
 
     def stderr_tail(self) -> str:
@@ -103,9 +123,14 @@ class Cell:
                 if status_fd is not None:
                     # Kept open: bwrap reports the exit status there in the end, and would die of SIGPIPE.
                     status = trio.lowlevel.FdStream(status_fd)
-                    said = await status.receive_some(4096)
+                    said = b""
+                    # bwrap writes a line in several pieces.
+                    while b"\n" not in said and (piece := await status.receive_some(4096)):
+                        said += piece
                     with contextlib.suppress(ValueError, LookupError, ProcessLookupError):
-                        first_process = os.pidfd_open(json.loads(said.splitlines()[0])["child-pid"])
+                        self._first_process = int(json.loads(said.splitlines()[0])["child-pid"])
+                        first_process = os.pidfd_open(self._first_process)
+                self._first_known.set()
                 for pidfd in (os.pidfd_open(self._process.pid), first_process):
                     if pidfd is not None:
                         try:
@@ -115,9 +140,29 @@ class Cell:
                             os.close(pidfd)
                 self._process.wait()
             finally:
+                self._first_known.set()
+                if self._group is not None and not self._broken_limit and self._group.ran_out_of_memory():
+                    self._broken_limit = _out_of_memory(self._spec)
                 self._gone.set()
                 if status is not None:
                     await status.aclose()
+
+    async def _keep_to_limits(self) -> None:
+        """Ends the cell when it takes more than it may, and says why in `broken_limit`."""
+        await self._first_known.wait()
+        try:
+            if self._first_process is None and self._spec.isolation == "bwrap":
+                raise ProcessLookupError("bwrap did not say which process it began with")
+            with open_watch(self._spec, self._first_process, bounded=self._group is not None) as watch:
+                while (broken := watch.excess()) is None:
+                    await trio.sleep(LOOK_S)
+        except OSError as error:
+            if self._gone.is_set() or self._killed:
+                return
+            broken = f"its cell cannot be looked at: {error}"
+        if not self._killed and self._process.poll() is None:
+            self._broken_limit = broken
+            await self.kill()
 
     async def _read_events(self, fd: int) -> None:
         async with trio.lowlevel.FdStream(fd) as stdout, self._send_events:
@@ -129,6 +174,7 @@ class Cell:
                 if len(pending) > _MAX_LINE_BYTES:
                     self._keep(pending)
                     pending = b""
+                await trio.sleep(len(received) / _READ_BYTES_S)
             self._ready.set()
 
     async def _handle_line(self, line: bytes) -> None:
@@ -148,6 +194,7 @@ class Cell:
         async with trio.lowlevel.FdStream(fd) as stderr:
             while received := await stderr.receive_some(_READ_BYTES):
                 self._keep(received)
+                await trio.sleep(len(received) / _READ_BYTES_S)
         self._drained.set()
 
     def _keep(self, said: bytes) -> None:
@@ -166,10 +213,10 @@ async def open_cell(spec: CellSpec) -> AsyncIterator[Cell]:
     bwrap = shutil.which("bwrap")
     if (error := missing_requirement(spec, bwrap)) is not None:
         raise error
-    process, status_fd = _start(spec, bwrap)
-    cell = Cell(process, spec.isolation == "bwrap")
     with unwrapped():
-        async with trio.open_nursery() as nursery:
+        async with open_group(spec.limits) as group, trio.open_nursery() as nursery:
+            process, status_fd = _start(spec, bwrap, group)
+            cell = Cell(spec, process, group)
             nursery.start_soon(cell._watch, status_fd)
             try:
                 nursery.start_soon(cell._read_events, _take(process.stdout))
@@ -181,6 +228,7 @@ async def open_cell(spec: CellSpec) -> AsyncIterator[Cell]:
                     await cell.kill()
                     await cell.wait()
                     raise explain_failure(spec, cell.stderr_tail(), event)
+                nursery.start_soon(cell._keep_to_limits)
                 yield cell
             finally:
                 await cell.kill()
@@ -201,13 +249,15 @@ def default_environment() -> dict[str, str]:
     }
 
 
-def _start(spec: CellSpec, bwrap: str | None) -> tuple[subprocess.Popen[bytes], int | None]:
+def _start(
+    spec: CellSpec, bwrap: str | None, group: CellGroup | None
+) -> tuple[subprocess.Popen[bytes], int | None]:
     """The process and the descriptor on which bwrap reports. Not `trio.lowlevel.open_process`: that starts from
     a worker thread, and the death signal would come when that thread has been idle for a while."""
     environment = dict(spec.environment)
     if spec.isolation == "none" or bwrap is None:
         process = subprocess.Popen(
-            _init_command(spec),
+            _inside(group, _init_command(spec)),
             env=environment,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -219,32 +269,45 @@ def _start(spec: CellSpec, bwrap: str | None) -> tuple[subprocess.Popen[bytes], 
     status, status_written = os.pipe2(os.O_CLOEXEC)
     with contextlib.ExitStack() as inherited:
         inherited.callback(os.close, status_written)
-        file_fds = _files_in_memory(view, inherited)
+        file_fds = {
+            path: _file_in_memory(path.name, content.encode(), inherited) for path, content in view.files
+        }
+        program = seccomp_filter(platform.machine(), sets_up=True)
+        seccomp_fd = _file_in_memory("seccomp", program, inherited)
         arguments = bwrap_arguments(
-            spec, view, _init_command(spec), status_fd=status_written, file_fds=file_fds
+            spec,
+            view,
+            _init_command(spec),
+            status_fd=status_written,
+            seccomp_fd=seccomp_fd,
+            file_fds=file_fds,
         )
         process = subprocess.Popen(
-            [bwrap, *arguments],
+            _inside(group, (bwrap, *arguments)),
             env=environment,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            pass_fds=(status_written, *file_fds.values()),
+            pass_fds=(status_written, seccomp_fd, *file_fds.values()),
             # A terminal's Ctrl-C is for the node, which then decides when its cells end.
             start_new_session=True,
         )
     return process, status
 
 
-def _files_in_memory(view: HostView, owner: contextlib.ExitStack) -> dict[Path, int]:
-    fds = {}
-    for path, content in view.files:
-        fd = os.memfd_create(path.name)
-        owner.callback(os.close, fd)
-        os.write(fd, content.encode())
-        os.lseek(fd, 0, os.SEEK_SET)
-        fds[path] = fd
-    return fds
+def _inside(group: CellGroup | None, command: tuple[str, ...]) -> tuple[str, ...]:
+    """`command`, as a member of `group` from its first instruction on."""
+    if group is None:
+        return command
+    return ("/bin/sh", "-c", 'echo 0 >"$0" && exec "$@"', str(group.processes_file), *command)
+
+
+def _file_in_memory(name: str, content: bytes, owner: contextlib.ExitStack) -> int:
+    fd = os.memfd_create(name)
+    owner.callback(os.close, fd)
+    os.write(fd, content)
+    os.lseek(fd, 0, os.SEEK_SET)
+    return fd
 
 
 def _init_command(spec: CellSpec) -> tuple[str, ...]:
@@ -252,9 +315,18 @@ def _init_command(spec: CellSpec) -> tuple[str, ...]:
     words += ["--runtime", str(spec.runtime_path), "--nice", str(spec.nice), "--subnet", spec.subnet]
     if spec.address is not None:
         words += ["--address", spec.address]
+    words += ["--file-bytes", str(max(spec.tmp_bytes, spec.shm_bytes))]
     if spec.isolation == "none":
         words += ["--unsandboxed"]
+    else:
+        words += ["--processes", str(spec.limits.processes)]
     return (*words, "--", *spec.argv)
+
+
+def _out_of_memory(spec: CellSpec) -> str:
+    if spec.limits.memory_bytes is None:
+        return "out of memory: the machine of its cell has none left"
+    return f"out of memory in its cell: its lease allows {spec.limits.memory_bytes / (1 << 30):.2f} GiB"
 
 
 def _take(pipe: object) -> int:

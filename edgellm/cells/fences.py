@@ -8,15 +8,18 @@ that namespaces do not fence are shut. Linux on x86-64 and AArch64. Standard lib
 from __future__ import annotations
 
 import ctypes
-import errno
 import os
 import platform
+import re
 import resource
 import signal
 import struct
 
+from edgellm.cells.seccomp import seccomp_filter
+
 # linux/prctl.h, linux/seccomp.h, linux/securebits.h
 _PR_SET_PDEATHSIG = 1
+_PR_SET_DUMPABLE = 4
 _PR_SET_SECCOMP = 22
 _PR_CAPBSET_DROP = 24
 _PR_SET_SECUREBITS = 28
@@ -29,37 +32,10 @@ _SECCOMP_MODE_FILTER = 2
 _UID_0_IS_NOTHING_SPECIAL = 0xCF
 _CAP_SETPCAP = 1 << 8
 _LINUX_CAPABILITY_VERSION_3 = 0x20080522
-_CLONE_NEWUSER = 0x10000000
 
-# Per architecture: audit token (linux/audit.h) and system call numbers (asm/unistd.h).
-_ARCHITECTURES: dict[str, tuple[int, dict[str, int]]] = {
-    "x86_64": (
-        0xC000003E,
-        {
-            "socket": 41, "clone": 56, "add_key": 248, "request_key": 249, "keyctl": 250, "unshare": 272,
-            "perf_event_open": 298, "setns": 308, "bpf": 321, "userfaultfd": 323,
-        },
-    ),
-    "aarch64": (
-        0xC00000B7,
-        {
-            "socket": 198, "clone": 220, "add_key": 217, "request_key": 218, "keyctl": 219, "unshare": 97,
-            "perf_event_open": 241, "setns": 268, "bpf": 280, "userfaultfd": 282,
-        },
-    ),
-}  # fmt: skip
-_IO_URING_SETUP, _IO_URING_REGISTER, _CLONE3 = 425, 427, 435
-_X32_BIT = 0x40000000
-
-# AF_VSOCK and others know no network namespace: a cell could talk to the machine's hypervisor.
-_ALLOWED_FAMILIES = (1, 2, 10, 16)  # AF_UNIX, AF_INET, AF_INET6, AF_NETLINK
-
-# linux/bpf_common.h: load word, jump on equal / greater-or-equal / bit set, return
-_LOAD, _JEQ, _JGE, _JSET, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
-_ALLOW = 0x7FFF0000
-_ERRNO = 0x00050000
-# offsets in struct seccomp_data; the low half of the first argument, both architectures are little-endian
-_NUMBER, _ARCHITECTURE, _FIRST_ARGUMENT = 0, 4, 16
+# Ray asks for 65536.
+_MAX_OPEN_FILES = 65536
+_COUNTS_BY_NAMESPACE = (5, 14)
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -67,7 +43,8 @@ _libc = ctypes.CDLL(None, use_errno=True)
 def enter_fences() -> None:
     """Drop every capability for good, set no_new_privs, load the seccomp filter, forbid core dumps.
 
-    Raises `OSError` where the kernel refuses: then no engine code may run.
+    This process itself, which holds the cell's way to the carrier, closes itself to the others in the cell: none reads its
+    memory or takes a descriptor from it. Raises `OSError` where the kernel refuses: then no engine code may run.
     """
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     _prctl(_PR_SET_NO_NEW_PRIVS, 1)
@@ -80,39 +57,22 @@ def enter_fences() -> None:
     _prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL)
     header = struct.pack("=Ii", _LINUX_CAPABILITY_VERSION_3, 0)
     _check(_libc.capset(header, struct.pack("=6I", 0, 0, 0, 0, 0, 0)))
+    _prctl(_PR_SET_DUMPABLE, 0)
     _load_filter(seccomp_filter(platform.machine()))
 
 
-def seccomp_filter(machine: str) -> bytes:
-    """The classic BPF program (array of `struct sock_filter`) for `machine` as `platform.machine()` names it."""
-    token, numbers = _ARCHITECTURES[machine]
-    denied = ("add_key", "request_key", "keyctl", "setns", "perf_event_open", "bpf", "userfaultfd")
-    program = [
-        (_LOAD, 0, 0, _ARCHITECTURE),
-        (_JEQ, 1, 0, token),
-        (_RETURN, 0, 0, _ERRNO | errno.EPERM),
-        (_LOAD, 0, 0, _NUMBER),
-    ]
-    if machine == "x86_64":
-        program += [(_JGE, 0, 1, _X32_BIT), (_RETURN, 0, 0, _ERRNO | errno.EPERM)]
-    for name in denied:
-        program += [(_JEQ, 0, 1, numbers[name]), (_RETURN, 0, 0, _ERRNO | errno.EPERM)]
-    # clone3 keeps its flags in memory, out of a filter's sight; on ENOSYS the C library falls back to clone.
-    for number in (*range(_IO_URING_SETUP, _IO_URING_REGISTER + 1), _CLONE3):
-        program += [(_JEQ, 0, 1, number), (_RETURN, 0, 0, _ERRNO | errno.ENOSYS)]
-    for name in ("clone", "unshare"):
-        program += [
-            (_JEQ, 0, 4, numbers[name]),
-            (_LOAD, 0, 0, _FIRST_ARGUMENT),
-            (_JSET, 0, 1, _CLONE_NEWUSER),
-            (_RETURN, 0, 0, _ERRNO | errno.EPERM),
-            (_RETURN, 0, 0, _ALLOW),
-        ]
-    program += [(_JEQ, 1, 0, numbers["socket"]), (_RETURN, 0, 0, _ALLOW), (_LOAD, 0, 0, _FIRST_ARGUMENT)]
-    for family in _ALLOWED_FAMILIES:
-        program += [(_JEQ, 0, 1, family), (_RETURN, 0, 0, _ALLOW)]
-    program += [(_RETURN, 0, 0, _ERRNO | errno.EAFNOSUPPORT)]
-    return b"".join(struct.pack("=HBBI", *instruction) for instruction in program)
+def enter_limits(processes: int, file_bytes: int) -> None:
+    """Bound what one process and, with `processes` (0: no bound), this user in this user namespace may hold.
+
+    Where the kernel counts processes by user alone (before Linux 5.14) they would be the owner's too: there it is left to
+    the node's watch. Root of the machine is exempt from it by the kernel.
+    """
+    _lower(resource.RLIMIT_NOFILE, _MAX_OPEN_FILES)
+    _lower(resource.RLIMIT_FSIZE, file_bytes)
+    _lower(resource.RLIMIT_RTPRIO, 0)
+    kernel = tuple(int(part) for part in re.findall(r"\d+", platform.release())[:2])
+    if processes and kernel >= _COUNTS_BY_NAMESPACE:
+        _lower(resource.RLIMIT_NPROC, processes)
 
 
 def die_with_parent(signal_number: int = signal.SIGKILL) -> None:
@@ -123,6 +83,11 @@ def die_with_parent(signal_number: int = signal.SIGKILL) -> None:
 def adopt_orphans() -> None:
     """Become the parent of every descendant whose own parent dies."""
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+
+def _lower(limit: int, value: int) -> None:
+    soft, hard = (bound if bound != resource.RLIM_INFINITY else value for bound in resource.getrlimit(limit))
+    resource.setrlimit(limit, (min(soft, value), min(hard, value)))
 
 
 def _effective_capabilities() -> int:

@@ -22,6 +22,10 @@ _FROM_HOST_ETC = ("/etc/ld.so.cache", "/etc/alternatives")
 # What CUDA and NCCL read to find a GPU and the machine's shape.
 _FOR_DEVICES = ("/sys/bus/pci", "/sys/class/infiniband", "/sys/module/nvidia")
 
+# A node that runs as root is root to these files inside as well, without any capability, and bwrap leaves some of them
+# writable: settings of the kernel, of interrupts, buses and file systems, and what restarts or suspends the machine.
+_KERNEL_FILES = ("acpi", "asound", "bus", "driver", "fs", "irq", "mtrr", "scsi", "sys", "sysrq-trigger")
+
 _GENERATED_ETC = {
     "/etc/passwd": "root:x:0:0:cell:/tmp:/bin/sh\nnobody:x:65534:65534:nobody:/:/usr/sbin/nologin\n",
     "/etc/group": "root:x:0:\nnogroup:x:65534:\n",
@@ -32,11 +36,13 @@ _GENERATED_ETC = {
 
 @dataclass(frozen=True)
 class HostView:
-    """`mounts` are read-only binds, `links` are (path in the cell, target), `files` path and content."""
+    """`mounts` are read-only binds, `links` are (path in the cell, target), `files` path and content; `kernel_files`, in
+    /proc, become read-only."""
 
     mounts: tuple[Mount, ...]
     links: tuple[tuple[Path, str], ...]
     files: tuple[tuple[Path, str], ...]
+    kernel_files: tuple[Path, ...] = ()
 
 
 def host_view(*, with_devices: bool = False) -> HostView:
@@ -56,7 +62,9 @@ def host_view(*, with_devices: bool = False) -> HostView:
         paths += sorted(Path("/sys/devices").glob("pci*"))
     paths += _python_directories()
     files = tuple((Path(path), content) for path, content in _GENERATED_ETC.items())
-    return HostView(tuple(Mount(path, path) for path in _without_nested(paths)), tuple(links), files)
+    kernel_files = tuple(path for name in _KERNEL_FILES if (path := Path("/proc", name)).exists())
+    mounts = tuple(Mount(path, path) for path in _without_nested(paths))
+    return HostView(mounts, tuple(links), files, kernel_files)
 
 
 def _python_directories() -> list[Path]:

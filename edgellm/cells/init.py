@@ -47,6 +47,7 @@ def main() -> int:
             if carrier.exists():
                 redirector.join(carrier)
         step = "fence"
+        fences.enter_limits(options.processes, options.file_bytes)
         fences.enter_fences()
         if not options.sandboxed:
             # After the user namespace: a change of credentials clears the death signal.
@@ -79,6 +80,8 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--fabric", choices=("overlay", "direct"), required=True)
     parser.add_argument("--runtime", type=Path, required=True)
     parser.add_argument("--nice", type=int, default=0)
+    parser.add_argument("--processes", type=int, default=0)
+    parser.add_argument("--file-bytes", type=int, required=True)
     parser.add_argument("--unsandboxed", dest="sandboxed", action="store_false")
     parser.add_argument("engine", nargs="+")
     return parser.parse_args(arguments)

@@ -29,12 +29,24 @@ class Mount:
 
 
 @dataclass(frozen=True)
+class Limits:
+    """What a cell may take of its machine, all its processes together."""
+
+    memory_bytes: int | None = None
+    """Main memory, with what lies in /tmp and /dev/shm. None: what the machine has."""
+    processes: int = 4096
+    """Threads count as well."""
+    cpus: int | None = None
+    """None: all, behind what the machine's owner runs. Needs a cgroup."""
+
+
+@dataclass(frozen=True)
 class CellSpec:
     """One cell.
 
     `argv` is the engine's command line as seen inside; `environment` is all of its environment (nothing is
     inherited from the node, see `cell.default_environment`). `runtime_directory` is a host directory that the
-    cell sees, writable, at `runtime_path`; `model_directory` appears read-only at `model_path`. With fabric
+    cell sees at `runtime_path`, writable if `writes_runtime`; `model_directory` appears read-only at `model_path`. With fabric
     "overlay" the cell has a network of its own with `address` and nothing else; with "direct" it has the
     host's. With isolation "none" there is no sandbox: the caller's container is the fence.
     """
@@ -50,6 +62,8 @@ class CellSpec:
     fabric: Fabric = "overlay"
     isolation: Isolation = "bwrap"
     nice: int = 5
+    limits: Limits = Limits()
+    writes_runtime: bool = False
     shm_bytes: int = 8 << 30
     tmp_bytes: int = 8 << 30
 

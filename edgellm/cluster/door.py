@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,6 +15,8 @@ from edgellm.overlay.overlay import bind_listener
 from edgellm.types.plan import Endpoint
 
 MAX_ENDPOINTS = 8
+_NOBODYS = ("127.", "0.", "169.254.")
+"""Loopback, none, and addresses of one link alone: plans that name the last are refused (`edgellm.leasing.terms`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +50,16 @@ def open_door(
         listener.close()
 
 
+def may_dial(theirs: tuple[Endpoint, ...], own: tuple[Endpoint, ...]) -> tuple[Endpoint, ...]:
+    """Those of another member's endpoints that a member with `own` dials.
+
+    Loopback only where it is itself there and nowhere else: a plan shall not make a machine talk to its own services.
+    """
+    if own and all(ipaddress.ip_address(endpoint.host).is_loopback for endpoint in own):
+        return theirs
+    return tuple(endpoint for endpoint in theirs if not ipaddress.ip_address(endpoint.host).is_loopback)
+
+
 def reachable_hosts(multiaddrs: tuple[str, ...]) -> tuple[str, ...]:
     """IPv4 addresses under which this machine can be reached, best first.
 
@@ -58,7 +71,7 @@ def reachable_hosts(multiaddrs: tuple[str, ...]) -> tuple[str, ...]:
     own = _interface_hosts()
     # A router's address leads to the node's port and to no other; on a LAN the machine's own is the one to use.
     hosts = sorted(said, key=lambda host: host not in own) or own
-    outside = [host for host in dict.fromkeys(hosts) if not host.startswith(("127.", "0."))]
+    outside = [host for host in dict.fromkeys(hosts) if not host.startswith(_NOBODYS)]
     return tuple(outside[:MAX_ENDPOINTS]) or ("127.0.0.1",)
 
 

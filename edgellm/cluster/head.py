@@ -13,15 +13,17 @@ import trio
 
 from edgellm.cluster.assemble import HeadDoor, head_alone
 from edgellm.cluster.door import open_door, reachable_hosts
-from edgellm.cluster.member import Machine, RunningMember
+from edgellm.cluster.member import ENGINE_SOCKET, Machine, RunningMember
 from edgellm.cluster.switchboard import Switchboard
 from edgellm.engine.client import EngineClient
 from edgellm.errors import CellError, EngineError
 from edgellm.p2p.network import Network
 from edgellm.types.plan import ClusterPlan, KvSharing, PlanRequest, StagePlan
+from edgellm.types.text import one_line
 from edgellm.wire import backend_pb2
 
 LOSS_TOLD_S = 1.5
+MAX_SAID = 64 << 10
 MAX_ALARMS = 16
 API_SOCKET = "api.sock"
 """Beside the engine's own, as `proto/backend.proto` says."""
@@ -94,26 +96,31 @@ class Head:
             timeout_s=BRING_UP_TIMEOUT_S,
         )
         check_placement(plan, loaded)
-        self.api_socket = self.engine_socket.with_name(API_SOCKET) if loaded.serves_api else None
+        self.api_socket = self._member.socket(API_SOCKET) if loaded.serves_api else None
 
     async def watch(self, on_progress: Callable[[Progress], None]) -> None:
         """Tells what the head's cell says, and raises CellError when it is gone: the engine itself would hang, not fail."""
         failure = ""
         cell = self._member.cell
         async for event in cell.events:
-            said, address = str(event.get("detail", "")), str(event.get("address", ""))
+            said, address = one_line(str(event.get("detail", "")), MAX_SAID), str(event.get("address", ""))
             match event.get("event"):
                 case "phase":
-                    on_progress(Progress("head", str(event.get("name", "")), said))
+                    on_progress(Progress("head", one_line(str(event.get("name", "")), 64), said))
+                case "serving":
+                    self._member.socket(ENGINE_SOCKET)
                 case "failed":
                     failure = said
                 case "lost" | "slow":
                     with contextlib.suppress(trio.WouldBlock):
                         self._tell_alarm.send_nowait(Alarm(address, said, event.get("event") == "lost"))
         status = await cell.wait()
+        if cell.broken_limit:
+            raise CellError(f"the head's cell had to end: {cell.broken_limit}")
         said = failure or (cell.stderr_tail().strip().splitlines() or ["it said nothing"])[-1]
         raise CellError(
-            f"the head's cell ended with status {status}: {said[:500]}", remedy="run `edgellm doctor`"
+            f"the head's cell ended with status {status}: {one_line(said, 500)}",
+            remedy="run `edgellm doctor`",
         )
 
 

@@ -16,8 +16,10 @@ import trio
 from edgellm.cells.cell import default_environment, open_cell
 from edgellm.cells.spec import MODEL_PATH, RUNTIME_PATH, CellSpec, Isolation, Mount
 from edgellm.cluster.commons import Commons, open_commons
-from edgellm.cluster.door import Door
+from edgellm.cluster.door import Door, may_dial
+from edgellm.cluster.limits import cell_limits
 from edgellm.cluster.scratch import scratch_directory
+from edgellm.cluster.sockets import keep_socket
 from edgellm.cluster.switchboard import PlanInForce, Switchboard
 from edgellm.engine.backend import Backend, DeviceKind, MemberSpec, Role
 from edgellm.engine.backend import KvSharing as EngineKvSharing
@@ -32,6 +34,8 @@ HEAD_PORT = 6379
 """Ray's head; in a cell of its own every port is free."""
 ENGINE_SOCKET = "engine.sock"
 BLOCKS_SOCKET = "blocks.sock"
+_SHOWN = "c"
+"""Of a member's directory, what its cell sees. Short, as sockets lie in it."""
 
 
 class CellHandle(Protocol):
@@ -39,6 +43,9 @@ class CellHandle(Protocol):
 
     @property
     def events(self) -> trio.MemoryReceiveChannel[dict[str, object]]: ...
+
+    @property
+    def broken_limit(self) -> str: ...
 
     async def wait(self) -> int: ...
 
@@ -56,6 +63,15 @@ class RunningMember:
     """Goes by another plan of the same cluster from now on, in which this member keeps its address. Raises CellError."""
     open_engine: Callable[[Path], AbstractAsyncContextManager[EngineClient]] = open_engine
     """What makes a client of the engine."""
+    shown: Path | None = None
+    """Where the cell makes its sockets; None: where they are used."""
+
+    def socket(self, name: str) -> Path:
+        """One that the cell has said it serves on. Raises CellError where it is none."""
+        kept = self.engine_socket.with_name(name)
+        if self.shown is not None:
+            keep_socket(self.shown / name, kept)
+        return kept
 
 
 class PieceServer(Protocol):
@@ -105,14 +121,16 @@ async def _open_member(
     model_directory: Path,
 ) -> AsyncIterator[RunningMember]:
     with scratch_directory(machine.runtime) as directory:
+        shown = directory / _SHOWN
+        shown.mkdir(mode=0o700)
         async with AsyncExitStack() as stack:
             in_force = PlanInForce(plan)
             overlay: Overlay | None = None
             if plan.fabric == "overlay":
                 overlay = await stack.enter_async_context(
                     open_overlay(
-                        OverlaySpec(own.address, _overlay_members(plan)),
-                        directory,
+                        OverlaySpec(own.address, _overlay_members(plan, door)),
+                        shown,
                         door.listener,
                         door.identity,
                         switchboard.opener(in_force, own.address),
@@ -123,19 +141,19 @@ async def _open_member(
             async def amend(amended: ClusterPlan) -> None:
                 in_force.plan = amended
                 if overlay is not None:
-                    await overlay.admit(_overlay_members(amended))
+                    await overlay.admit(_overlay_members(amended, door))
 
             # Before the cell is there, which could put something in the way.
-            await serve_pieces(stack, machine.pieces, plan, own, directory)
+            await serve_pieces(stack, machine.pieces, plan, own, shown)
             commons = None
             if machine.isolation == "none":
                 commons = stack.enter_context(open_commons(plan.cluster, model_directory))
-            spec = _cell_spec(machine, plan, own, directory, model_directory, commons)
+            spec = _cell_spec(machine, plan, own, shown, model_directory, commons)
             cell = await stack.enter_async_context(open_cell(spec))
             stack.callback(
                 lambda: log.debug("what a cell said", address=own.address, said=cell.stderr_tail())
             )
-            yield RunningMember(cell, directory / ENGINE_SOCKET, str(spec.model_path), amend)
+            yield RunningMember(cell, directory / ENGINE_SOCKET, str(spec.model_path), amend, shown=shown)
 
 
 async def serve_pieces(
@@ -150,12 +168,15 @@ async def serve_pieces(
         log.warning("a cell shares no KV pieces: its socket cannot be made", error=str(error))
 
 
-def _overlay_members(plan: ClusterPlan) -> tuple[OverlayMember, ...]:
+def _overlay_members(plan: ClusterPlan, door: Door) -> tuple[OverlayMember, ...]:
     return tuple(
         OverlayMember(
             address=member.address,
             certificate_der=member.overlay_certificate,
-            endpoints=tuple((endpoint.host, endpoint.port) for endpoint in member.overlay_endpoints),
+            endpoints=tuple(
+                (endpoint.host, endpoint.port)
+                for endpoint in may_dial(member.overlay_endpoints, door.endpoints)
+            ),
         )
         for member in plan.everyone
     )
@@ -204,6 +225,17 @@ def _cell_spec(
         devices=_device_nodes(kind, own.devices),
         fabric="overlay" if plan.fabric == "overlay" else "direct",
         isolation=machine.isolation,
+        limits=cell_limits(
+            kind,
+            devices=len(own.devices),
+            memory_bytes=own.memory_bytes,
+            threads=machine.threads,
+            usable_threads=usable_threads(),
+            is_head=role == "head",
+            standby=plan.standby,
+        ),
+        # A worker connects to sockets that are there already.
+        writes_runtime=role == "head",
     )
 
 

@@ -10,7 +10,7 @@ import fcntl
 import os
 import re
 import secrets
-import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -30,7 +30,7 @@ def scratch_directory(parent: Path) -> Iterator[Path]:
     try:
         yield directory
     finally:
-        shutil.rmtree(directory, ignore_errors=True)
+        remove_tree(directory)
         os.close(owned)
 
 
@@ -40,7 +40,47 @@ def sweep(parent: Path) -> None:
         for directory in parent.iterdir():
             if _NAME.fullmatch(directory.name) and directory.is_dir():
                 with suppress(FileNotFoundError, BlockingIOError), _locked(directory, fcntl.LOCK_NB):
-                    shutil.rmtree(directory, ignore_errors=True)
+                    remove_tree(directory)
+
+
+def remove_tree(directory: Path) -> None:
+    """Removes a directory that a cell, dead by now, has filled as it liked: without end, without permission, with links.
+
+    What lies deep is brought up before it is removed, so that no depth needs a long path, many descriptors or recursion.
+    """
+    with suppress(OSError):
+        directory.chmod(0o700)
+        top = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        try:
+            while names := _names(top):
+                for name in names:
+                    _remove(name, top)
+        finally:
+            os.close(top)
+        directory.rmdir()
+
+
+def _names(directory: int) -> list[str]:
+    with os.scandir(directory) as entries:
+        return [entry.name for entry in entries]
+
+
+def _remove(name: str, top: int) -> None:
+    if not stat.S_ISDIR(os.stat(name, dir_fd=top, follow_symlinks=False).st_mode):
+        os.unlink(name, dir_fd=top)
+        return
+    os.chmod(name, 0o700, dir_fd=top)
+    inner = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=top)
+    try:
+        for entry in _names(inner):
+            if stat.S_ISDIR(os.stat(entry, dir_fd=inner, follow_symlinks=False).st_mode):
+                os.chmod(entry, 0o700, dir_fd=inner)  # to be moved it must be writable
+                os.rename(entry, secrets.token_hex(16), src_dir_fd=inner, dst_dir_fd=top)
+            else:
+                os.unlink(entry, dir_fd=inner)
+    finally:
+        os.close(inner)
+    os.rmdir(name, dir_fd=top)
 
 
 @contextmanager

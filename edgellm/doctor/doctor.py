@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from edgellm.doctor.check import Check, Examination
 from edgellm.doctor.engines import check_engines
+from edgellm.doctor.fences import check_fences
 from edgellm.doctor.machine import check_machine
 from edgellm.doctor.network import check_network
 from edgellm.doctor.sandbox import check_sandbox
@@ -13,6 +14,7 @@ from edgellm.doctor.system import LocalSystem, System
 
 _CHECKS: tuple[Callable[[System, Examination], Iterator[Check]], ...] = (
     check_sandbox,
+    check_fences,
     check_engines,
     check_network,
     check_machine,

@@ -16,7 +16,7 @@ _NO_SYSCTL = (
     "a setting of this machine that is not one of the usual three (in a container: its seccomp profile)"
 )
 _PACKAGES = {"bwrap": "bubblewrap", "nft": "nftables", "ip": "iproute2"}
-_SANDBOX = ("--ro-bind", "/", "/", "--unshare-user", "--unshare-pid", "--die-with-parent")
+SANDBOX = ("--ro-bind", "/", "/", "--unshare-user", "--unshare-pid", "--die-with-parent")
 _CELL = (
     "--unshare-net",
     "--uid",
@@ -83,7 +83,7 @@ def _user_namespaces(system: System) -> Check:
     name = "user namespaces"
     bwrap = system.which("bwrap")
     if bwrap:
-        tried = system.run([bwrap, *_SANDBOX, "--proc", "/proc", "true"])
+        tried = system.run([bwrap, *SANDBOX, "--proc", "/proc", "true"])
     else:
         tried = system.run(["unshare", "--user", "--map-root-user", "true"])
     if tried.returncode == 0:
@@ -128,8 +128,8 @@ def _cell(system: System) -> Check:
     bwrap = system.which("bwrap") or "bwrap"
     tun = ("--dev-bind", "/dev/net/tun", "/dev/net/tun")
     trial = (system.python(), "-m", "edgellm.doctor.cell_trial")
-    tried = system.run([bwrap, *_SANDBOX, *_CELL, *tun, *trial], timeout_s=30)
-    step, reason = _told(tried)
+    tried = system.run([bwrap, *SANDBOX, *_CELL, *tun, *trial], timeout_s=30)
+    step, reason = told(tried)
     sudo = "" if system.uid() == 0 else "sudo "
     if step == "done":
         return ok(name, "made one: its own network, and a connection redirected")
@@ -146,7 +146,8 @@ def _cell(system: System) -> Check:
     return fail(name, f"bwrap failed: {tried.said}", f"{_permit_namespaces(system, tried)}")
 
 
-def _told(tried: Outcome) -> tuple[str, str]:
+def told(tried: Outcome) -> tuple[str, str]:
+    """The step and the reason that a trial program printed last; empty where it printed none."""
     for line in reversed(tried.stdout.splitlines()):
         try:
             told = json.loads(line)

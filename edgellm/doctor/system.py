@@ -20,6 +20,7 @@ from typing import Protocol
 
 import psutil
 
+from edgellm.cells.cgroup import Place, find_place
 from edgellm.engine.backend import Backend
 from edgellm.engine.registry import load_backend
 from edgellm.p2p.identity import load_or_create_identity
@@ -112,6 +113,10 @@ class System(Protocol):
 
     def clock(self) -> tuple[float, bool | None]:
         """(seconds since 1970, whether the kernel says that the clock is synchronised; None: it does not say)."""
+        ...
+
+    def cell_place(self) -> Place:
+        """Where cgroups of cells can be made, or why not."""
         ...
 
     def uid(self) -> int: ...
@@ -225,6 +230,9 @@ class LocalSystem:
 
     def clock(self) -> tuple[float, bool | None]:
         return time.time(), _clock_is_synchronised()
+
+    def cell_place(self) -> Place:
+        return find_place()
 
     def uid(self) -> int:
         return os.geteuid()

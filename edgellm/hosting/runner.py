@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from edgellm.cluster.door import Door, open_door, reachable_hosts
@@ -13,7 +13,7 @@ from edgellm.cluster.switchboard import Switchboard
 from edgellm.leasing.lease import Lease
 from edgellm.leasing.serve import CellNews, Doorway
 from edgellm.p2p.network import Network
-from edgellm.types.plan import ClusterPlan
+from edgellm.types.plan import ClusterPlan, Member
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +41,8 @@ class _RunningCell:
 
     async def wait(self) -> str:
         status = await self._member.cell.wait()
+        if self._member.cell.broken_limit:
+            return self._member.cell.broken_limit
         said = (
             self._failure or (self._member.cell.stderr_tail().strip().splitlines() or ["it said nothing"])[-1]
         )
@@ -78,9 +80,22 @@ class CellRunner:
     @asynccontextmanager
     async def run(self, lease: Lease, plan: ClusterPlan, doorway: Doorway) -> AsyncIterator[_RunningCell]:
         assert isinstance(doorway, _OpenDoorway)
+        plan = _with_all_granted(plan, lease)
         own = plan.of_lease(lease.id)
         assert own is not None
         async with self._machine.open_member(
             self._switchboard, plan, own, doorway.door, self._models[lease.digest]
         ) as member:
             yield _RunningCell(member)
+
+
+def _with_all_granted(plan: ClusterPlan, lease: Lease) -> ClusterPlan:
+    """`plan` with all of the lease's memory for its member, of which a later plan may use more than this one does."""
+
+    def granted(members: tuple[Member, ...]) -> tuple[Member, ...]:
+        return tuple(
+            replace(member, memory_bytes=lease.memory_bytes) if member.lease == lease.id else member
+            for member in members
+        )
+
+    return replace(plan, members=granted(plan.members), spares=granted(plan.spares))

@@ -8,12 +8,16 @@ from __future__ import annotations
 
 from ipaddress import AddressValueError, IPv4Address, IPv4Network, NetmaskValueError
 
+from edgellm.discovery.check import CLOCK_SKEW_S
 from edgellm.kv.scope import ScopeKeys
+from edgellm.leasing import COMMIT_S
+from edgellm.leasing.codec import MAX_CONTEXT
 from edgellm.leasing.lease import Lease
 from edgellm.types.plan import ClusterPlan, KvSharing
 
 OVERLAY_RANGE = IPv4Network("10.88.0.0/16")
-MAX_CONTEXT = 1 << 24
+MAX_AGE_S = CLOCK_SKEW_S + COMMIT_S
+"""A plan is signed after its leases were granted, and each of those waits `COMMIT_S` for it."""
 
 
 def objection(
@@ -23,11 +27,14 @@ def objection(
     peer: str,
     lease: Lease,
     certificate: bytes,
+    now: float,
     before: ClusterPlan | None = None,
 ) -> str | None:
     """Why a host with id `peer` must not run `plan` under `lease`, or None.
 
     `certificate` is the one the host made for this lease, `before` the plan by which it goes now, which this one would replace.
+    A plan names the certificate and the lease's id, both new and random, and is newer than `before`: it fits one lease and is
+    used once.
     """
     if signer != lease.requester:
         return "signed by another peer than the one that reserved"
@@ -48,6 +55,8 @@ def objection(
         return "names another certificate than the host made"
     if plan.head.peer != signer:
         return "puts the head on another peer than the requester"
+    if not -CLOCK_SKEW_S <= now - plan.issued_at <= MAX_AGE_S:
+        return "was signed at another time than now"
     if plan.kv is not None and (against := _sharing_objection(plan.kv, signer)):
         return against
     if not 0 < plan.max_model_len <= MAX_CONTEXT:
@@ -99,6 +108,8 @@ def _address_objection(plan: ClusterPlan) -> str | None:
         subnet = IPv4Network(plan.subnet) if plan.fabric == "overlay" else None
     except (AddressValueError, NetmaskValueError, ValueError):
         return "has an address that is none"
+    if subnet is not None and str(subnet) != plan.subnet:
+        return "writes its subnet in an unusual way"
     if subnet is not None and (
         not subnet.subnet_of(OVERLAY_RANGE) or any(address not in subnet for address in parsed)
     ):

@@ -20,8 +20,19 @@ MAX_MEMBERS = 64
 KV_SCOPES = ("session", "swarm", "public")
 KV_SECRET_BYTES = 32
 KV_ID_BYTES = 16
+MAX_BYTES = 1 << 50
+"""No device has so much memory."""
+MAX_LAYERS = 4096
+MAX_DEVICES = 64
+MAX_CONTEXT = 1 << 24
+MAX_UNIX_MS = 1 << 43  # the year 2248
 _TOKEN = re.compile(r"[0-9a-f]{32,128}")
-_IPV4 = re.compile(r"\d{1,3}(\.\d{1,3}){3}")
+_CLUSTER = re.compile(r"[0-9a-f]{32}")
+_IPV4 = re.compile(r"[0-9]{1,3}(\.[0-9]{1,3}){3}")
+_SUBNET = re.compile(r"[0-9.]{7,15}/[0-9]{1,2}")
+_NAME = re.compile(r"[0-9A-Za-z._:-]{1,128}")
+"""Of a peer, a lease or a device (CUDA's may be UUIDs)."""
+_MULTIADDR = re.compile(r"/[0-9A-Za-z/._:%-]{1,255}")
 
 
 def seal_plan(plan: ClusterPlan, identity: Identity) -> bytes:
@@ -55,6 +66,14 @@ def open_plan(envelope: bytes) -> tuple[str, ClusterPlan]:
         raise ProtocolViolation(f"a plan with {len(message.members) + len(message.spares)} members")
     if len(message.model_digest) != 32 or not _TOKEN.fullmatch(message.cluster_token):
         raise ProtocolViolation("a plan whose digest or token is not of its form")
+    if not _CLUSTER.fullmatch(message.cluster) or message.fabric not in ("overlay", "direct"):
+        raise ProtocolViolation("a plan for a cluster or a fabric that is none")
+    if not _SUBNET.fullmatch(message.subnet):
+        raise ProtocolViolation("a plan whose subnet is not of its form")
+    if not 0 < message.tensor_parallel <= MAX_DEVICES or not 0 < message.max_model_len <= MAX_CONTEXT:
+        raise ProtocolViolation("a plan with an impossible number of ranks or tokens")
+    if message.kv_cache_bytes > MAX_BYTES or message.issued_unix_ms > MAX_UNIX_MS:
+        raise ProtocolViolation("a plan with an impossible size or time")
     plan = ClusterPlan(
         cluster=message.cluster,
         digest=message.model_digest.hex(),
@@ -89,8 +108,9 @@ def _sharing(message: wire_pb2.KvSharing) -> KvSharing:
         raise ProtocolViolation("a plan that shares KV in a scope that is none")
     if (
         len(message.secret) != KV_SECRET_BYTES
-        or len(message.tracker) > 128
+        or not _NAME.fullmatch(message.tracker)
         or len(message.tracker_addresses) > 16
+        or not all(_MULTIADDR.fullmatch(address) for address in message.tracker_addresses)
     ):
         raise ProtocolViolation("a plan that shares KV with a secret or a tracker that is not of its form")
     if not 0 <= message.prefill_tok_s < 1e12:  # also refuses NaN
@@ -121,8 +141,18 @@ def _member_to_wire(member: Member) -> wire_pb2.PlanMember:
 
 
 def _member(message: wire_pb2.PlanMember) -> Member:
-    if not _IPV4.fullmatch(message.address) or len(message.devices) > 64 or len(message.addresses) > 16:
+    if (
+        not _IPV4.fullmatch(message.address)
+        or not _NAME.fullmatch(message.peer)
+        or not (message.lease == "" or _NAME.fullmatch(message.lease))
+        or len(message.devices) > MAX_DEVICES
+        or not all(_NAME.fullmatch(device) for device in message.devices)
+        or len(message.addresses) > 16
+        or not all(_MULTIADDR.fullmatch(address) for address in message.addresses)
+    ):
         raise ProtocolViolation("a plan with a member that is not of its form")
+    if max(message.first_layer, message.end_layer) > MAX_LAYERS or message.memory_bytes > MAX_BYTES:
+        raise ProtocolViolation("a plan with an impossible number of layers or bytes")
     return Member(
         peer=message.peer,
         address=message.address,

@@ -17,6 +17,7 @@ from edgellm.p2p.framing import MessageStream
 from edgellm.p2p.network import Network, PeerAddress
 from edgellm.trust.settle import Account, settle
 from edgellm.types.plan import Endpoint
+from edgellm.types.text import one_line
 from edgellm.wire import wire_pb2
 
 log = structlog.get_logger(__name__)
@@ -199,7 +200,9 @@ class Leases:
                 case "heartbeat":
                     continue
                 case "event":
-                    item = News(peer, name, message.event.phase[:64], message.event.detail[:500])
+                    item = News(
+                        peer, name, one_line(message.event.phase, 64), one_line(message.event.detail, 500)
+                    )
                     if item.phase == "joined":
                         lease.has_joined = True
                         self._tell()
@@ -208,7 +211,7 @@ class Leases:
                     item = News(peer, name, "draining", f"until {lease.ends_at:.0f}")
                     self._tell()
                 case "ended":
-                    raise _lost(lease, f"{message.ended.reason[:500]}", ended=True)
+                    raise _lost(lease, one_line(message.ended.reason, 500), ended=True)
                 case _:
                     raise _lost(lease, "it sent a message that has no place here")
             try:
@@ -295,7 +298,7 @@ async def _reserve(network: Network, wish: Wish) -> HeldLease | Denial:
                 granted = True
                 return lease
             case "refused":
-                return denied(answer.refused.code[:32], answer.refused.reason[:300])
+                return denied(one_line(answer.refused.code, 32), one_line(answer.refused.reason, 300))
             case _:
                 return denied("invalid", "it answered something else")
     except ProtocolViolation as error:

@@ -267,6 +267,7 @@ class LeaseServer:
             peer=self._network.peer,
             lease=lease,
             certificate=doorway.certificate,
+            now=self._now(),
             before=conversation.plan,
         )
         if against is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address, ip_address
 
 from edgellm.discovery.codec import engine_from_wire, engine_to_wire
 from edgellm.errors import ProtocolViolation
@@ -13,6 +14,7 @@ from edgellm.wire import wire_pb2
 
 MAX_ENDPOINTS = 16
 MAX_CERTIFICATE_BYTES = 4096
+_BROADCAST = IPv4Address("255.255.255.255")
 _CLUSTER = re.compile(r"[0-9a-f]{32}")
 
 
@@ -68,12 +70,23 @@ def endpoints_to_wire(endpoints: tuple[Endpoint, ...]) -> list[wire_pb2.Endpoint
 
 
 def endpoints_from_wire(messages: list[wire_pb2.Endpoint]) -> tuple[Endpoint, ...]:
-    """Raises ProtocolViolation for too many endpoints, or one that cannot be an address and a TCP port."""
+    """Raises ProtocolViolation for too many endpoints, or one that cannot be an address and a TCP port.
+
+    Nor may it be one that no member has and whoever dials it would be made to talk to: a cloud's metadata service, a group.
+    """
     if len(messages) > MAX_ENDPOINTS:
         raise ProtocolViolation(f"{len(messages)} overlay endpoints; the limit is {MAX_ENDPOINTS}")
     for message in messages:
-        if not 0 < message.port < 65536 or not re.fullmatch(r"[0-9a-fA-F.:]{2,45}", message.host):
+        try:
+            host = ip_address(message.host)  # a name would be looked up by whoever dials
+        except ValueError:
+            host = None
+        if host is None or not 0 < message.port < 65536 or "%" in message.host:
             raise ProtocolViolation("an overlay endpoint that is no IP address and port")
+        if isinstance(host, IPv6Address) and (host.ipv4_mapped or host.sixtofour or host.teredo):
+            raise ProtocolViolation("an overlay endpoint that wraps another address")
+        if host.is_link_local or host.is_multicast or host.is_unspecified or host == _BROADCAST:
+            raise ProtocolViolation("an overlay endpoint that is no machine's address")
     return tuple(Endpoint(message.host, message.port) for message in messages)
 
 

@@ -25,6 +25,7 @@ class ScriptedCell:
         self.say, self.events = trio.open_memory_channel[dict[str, object]](16)
         self._gone = trio.Event()
         self._status = 0
+        self.broken_limit = ""
 
     def die(self, status: int) -> None:
         """Ends the cell, and with it what it says, as the end of a process does."""

@@ -35,7 +35,7 @@ def python_cell(program: str, runtime: Path, *arguments: str, **settings: Any) -
         argv=(sys.executable, "-c", PRELUDE + textwrap.dedent(program), *arguments),
         runtime_directory=runtime,
         environment=default_environment(),
-        **{"address": "10.88.7.2", "subnet": "10.88.7.0/24", **settings},
+        **{"address": "10.88.7.2", "subnet": "10.88.7.0/24", "writes_runtime": True, **settings},
     )
 
 

@@ -156,7 +156,9 @@ async def test_reaches_no_network(tmp_path: Path) -> None:
                         abstract=attempt(local),
                         vsock=attempt(lambda: socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM)),
                         packet=attempt(lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW)),
-                        raw=attempt(lambda: socket.socket(socket.AF_INET, socket.SOCK_RAW, 1)),
+                        raw=attempt(lambda: socket.socket(socket.AF_INET, socket.SOCK_RAW, 6)),
+                        loaded=attempt(lambda: socket.socket(socket.AF_INET, socket.SOCK_STREAM, 132)),
+                        filters=attempt(lambda: socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 12)),
                         interfaces=sorted(name for _, name in socket.if_nameindex()),
                     )
                     """,
@@ -174,6 +176,7 @@ async def test_reaches_no_network(tmp_path: Path) -> None:
     assert seen["abstract"] == "ConnectionRefusedError"
     assert seen["vsock"] == seen["packet"] == "OSError"
     assert seen["raw"] == "PermissionError"
+    assert seen["loaded"] == seen["filters"] == "OSError"
     assert seen["interfaces"] == ["edge0", "lo"]
 
 

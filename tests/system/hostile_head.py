@@ -60,8 +60,29 @@ def attack(targets: dict[str, Any]) -> dict[str, Any]:
                     continue
         return lines
 
+    def status(pid: str) -> dict[str, str]:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+        return dict(line.split(":\t", 1) for line in lines if ":\t" in line)
+
+    def system_call(number: int, *arguments: int) -> int:
+        libc = ctypes.CDLL(None, use_errno=True)
+        return 0 if libc.syscall(number, *arguments) >= 0 else ctypes.get_errno()
+
     running = everything_running()
+    pids = [entry.name for entry in Path("/proc").iterdir() if entry.name.isdigit()]
     return {
+        "filters": sorted({status(pid)["Seccomp"] for pid in pids}),
+        "privileges": sorted({status(pid)["NoNewPrivs"] + status(pid)["CapPrm"] for pid in pids}),
+        "calls": {name: system_call(*words) for name, words in targets["calls"].items()},
+        "opened": {
+            path: attempt(lambda path=path: os.close(os.open(path, os.O_RDWR))) for path in targets["opened"]
+        },
+        "linked": {
+            path: attempt(lambda path=path: Path(path).symlink_to("/etc")) for path in targets["linked"]
+        },
+        "files_open": sorted(
+            {str(fd.readlink()) for fd in Path("/proc/self/fd").iterdir() if fd.is_symlink()}
+        ),
         "files": {path: attempt(lambda path=path: Path(path).read_bytes()[:20]) for path in targets["files"]},
         "writes": {path: attempt(lambda path=path: Path(path).write_text("x")) for path in targets["writes"]},
         "listed": {path: attempt(lambda path=path: list(Path(path).iterdir())) for path in targets["listed"]},
@@ -80,6 +101,27 @@ def attack(targets: dict[str, Any]) -> dict[str, Any]:
             name: os.environ.get(name, "") for name in ("HOME", "EDGELLM_HOME", "XDG_STATE_HOME")
         },
     }
+
+
+@ray.remote(num_cpus=0)
+def bomb(kind: str) -> None:
+    """Takes of the host what it can get."""
+    import os
+    import time
+    from pathlib import Path
+
+    held = []
+    while True:
+        if kind == "memory":
+            held.append(bytearray(b"x" * (32 << 20)))
+        elif kind == "shm":
+            Path(f"/dev/shm/{len(held)}").write_bytes(b"x" * (64 << 20))
+            held.append(b"")
+        else:
+            try:
+                os.fork()
+            except OSError:
+                time.sleep(0.05)
 
 
 def event(name: str, **content: object) -> None:
@@ -109,6 +151,8 @@ async def main() -> None:
             reference = attack.options(scheduling_strategy=there).remote(targets)
             seen = await asyncio.to_thread(ray.get, reference, timeout=90)
             event("attack", node=worker["NodeManagerAddress"], **seen)
+            if targets["bomb"]:
+                bomb.options(scheduling_strategy=there).remote(targets["bomb"])
         await asyncio.sleep(600)
 
 

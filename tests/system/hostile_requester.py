@@ -12,7 +12,7 @@ from edgellm_vllm.backend import VllmBackend
 
 from edgellm.cli import main
 from edgellm.engine.backend import MemberSpec
-from edgellm.requester import lease
+from edgellm.requester import cluster
 
 THIRD = int(sys.argv.pop(1))
 TARGETS = sys.argv.pop(1)
@@ -27,7 +27,7 @@ def _hostile(backend: VllmBackend, member: MemberSpec) -> tuple[str, ...]:
     return (sys.executable, "-c", HEAD, *(word for word in honest if word.startswith("--")), TARGETS)
 
 
-lease.secrets = SimpleNamespace(token_hex=lambda count: f"{THIRD:02x}{secrets.token_hex(count - 1)}")  # type: ignore[assignment]
+cluster.secrets = SimpleNamespace(token_hex=lambda count: f"{THIRD:02x}{secrets.token_hex(count - 1)}")  # type: ignore[assignment]
 VllmBackend.command = _hostile  # type: ignore[method-assign]
 
 if __name__ == "__main__":

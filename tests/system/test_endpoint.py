@@ -52,7 +52,7 @@ class Session:
 
     def in_engine(self) -> dict[str, int]:
         """What the engine itself has to do: its scheduler's counts, and what its front end has not finished."""
-        (socket,) = self.user.runtime.rglob("api.sock")
+        (socket,) = (path for path in self.user.runtime.rglob("api.sock") if path.parent.name != "c")
         with httpx.Client(transport=httpx.HTTPTransport(uds=str(socket)), timeout=10) as client:
             counts: dict[str, int] = client.get("http://engine/edgellm/requests").raise_for_status().json()
         return {name: counts[name] for name in IDLE}

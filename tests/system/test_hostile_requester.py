@@ -6,9 +6,11 @@ cannot pass for one that was fenced.
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -66,11 +68,31 @@ def swarm(module_lan: Lan) -> Swarm:
     return swarm
 
 
-def hostile_cluster(swarm: Swarm, machine: Machine, third: int, targets: dict[str, list[Any]]) -> Process:
+KINDS = ("files", "writes", "listed", "reach", "commands", "running", "opened", "linked")
+# x86-64: mount, ptrace, unshare of a mount namespace, keyctl, bpf, io_uring_setup, perf_event_open; and getpid, which must go.
+CALLS = {
+    "mount": [165, 0, 0, 0, 0, 0],
+    "ptrace": [101, 3, 1, 0, 0],
+    "unshare": [272, 0x20000],
+    "keyctl": [250, 9999],
+    "bpf": [321, 999, 0, 0],
+    "io_uring": [425, 0, 0],
+    "perf": [298, 0, 0, -1, -1, 0],
+    "getpid": [39],
+}
+ENDED = {
+    "memory": r"out\s+of\s+memory\s+in\s+its\s+cell",
+    "shm": r"out\s+of\s+memory\s+in\s+its\s+cell",
+    "forks": r"too\s+many\s+processes\s+in\s+its\s+cell",
+}
+
+
+def hostile_cluster(
+    swarm: Swarm, machine: Machine, third: int, targets: dict[str, list[Any]], bomb: str = ""
+) -> Process:
     """A cluster of the machine's at 10.88.THIRD.0/24, whose head attacks alice."""
-    wanted = {
-        key: targets.get(key, []) for key in ("files", "writes", "listed", "reach", "commands", "running")
-    }
+    wanted: dict[str, Any] = {key: targets.get(key, []) for key in KINDS}
+    wanted |= {"calls": CALLS, "bomb": bomb}
     argv = swarm.ask("hello", "--pp", "1")
     return machine.start(
         [sys.executable, str(HOSTILE), str(third), json.dumps(wanted), *argv[1:]],
@@ -102,6 +124,8 @@ def test_code_of_a_requester_stays_in_its_cell(swarm: Swarm) -> None:
         reach += [[f"10.88.1.{member}", port] for member in (1, 2) for port in (6379, 4001, 22)]
         # And Ray's remote client, which this cluster's own head does not serve.
         reach += [["10.88.255.254", 6379], ["192.0.2.1", 53], ["10.88.2.1", 10001]]
+        # A cloud's metadata service, which would give whoever asks the machine's keys.
+        reach += [["169.254.169.254", 80]]
         targets = {
             "files": [
                 "/model/config.json",
@@ -121,6 +145,15 @@ def test_code_of_a_requester_stays_in_its_cell(swarm: Swarm) -> None:
             ],
             "reach": reach,
             "commands": list(COMMANDS),
+            "opened": [
+                "/dev/null",
+                "/dev/kvm",
+                "/dev/mem",
+                "/dev/vsock",
+                "/proc/1/root/etc/shadow",
+                "/proc/sysrq-trigger",
+            ],
+            "linked": ["/tmp/link", "/run/edgellm/link", "/run/edgellm/overlay.sock"],
             "running": ["raylet", "edgellm host", "edgellm bootstrap", "overlay.carrier"],
         }
         with hostile_cluster(swarm, swarm.requester, 2, targets) as process:
@@ -132,6 +165,12 @@ def test_code_of_a_requester_stays_in_its_cell(swarm: Swarm) -> None:
     assert (seen["interfaces"], seen["unshare_user"]) == (["edge0", "lo"], 1)
     assert seen["environment"] == {"HOME": "/tmp", "EDGELLM_HOME": "", "XDG_STATE_HOME": ""}
     assert seen["seen_running"] == ["raylet"]
+    assert (seen["filters"], seen["privileges"]) == (["2"], ["1" + "0" * 16])
+    assert seen["calls"] == dict.fromkeys(CALLS, errno.EPERM) | {"getpid": 0, "io_uring": errno.ENOSYS}
+    private = (str(alice.home), str(alice.runtime))
+    assert not [name for name in seen["files_open"] if name.startswith(private)]
+    only(seen["opened"], "/dev/null")
+    only(seen["linked"], "/tmp/link")
     only(seen["files"], "/model/config.json", "/proc/self/status")
     only(seen["writes"], "/tmp/own")
     only(seen["listed"], "/model")
@@ -140,6 +179,22 @@ def test_code_of_a_requester_stays_in_its_cell(swarm: Swarm) -> None:
     assert set(seen["commands"]) == set(COMMANDS)
     succeeded = {words for words, outcome in seen["commands"].items() if outcome == "done: 0"}
     assert succeeded == {"true", "nft --version"}
+
+
+@pytest.mark.parametrize("bomb", ENDED)
+def test_a_bomb_ends_its_own_cell(swarm: Swarm, bomb: str) -> None:
+    """The host goes on, somebody else's cell on it too, and whoever sent the bomb is told what became of it."""
+    alice = swarm.lan.machines[2]
+    with hostile_cluster(swarm, swarm.lan.machines[3], 1, {}) as others:
+        assert told(others, "attack")["node"] == "10.88.1.2"
+        with hostile_cluster(swarm, swarm.requester, 2, {}, bomb) as process:
+            assert told(process, "attack")["node"] == "10.88.2.2"
+            process.wait_for(ENDED[bomb], 60.0, stream="stderr")
+        assert others.returncode is None
+        assert alice.run([sys.executable, "-c", CALL, alice.address, str(LAN_PORT)]).stdout == "hello\n"
+        deadline = time.monotonic() + 15
+        while swarm.peers(swarm.meeting_point)["alice"]["free_leases"] != 1:
+            assert time.monotonic() < deadline, "the cell of the bomb is gone, and its lease with it"
 
 
 def only(outcomes: dict[str, str], *expected: str) -> None:

@@ -12,6 +12,7 @@ from typing import cast
 import pytest
 from rich.console import Console
 
+from edgellm.cells.cgroup import Place
 from edgellm.doctor.check import Check, Examination
 from edgellm.doctor.doctor import exit_code, run_doctor
 from edgellm.doctor.network import tcp_endpoint
@@ -64,10 +65,13 @@ class Fake:
     open_files: tuple[int, int] = (4096, 65536)
     time: tuple[float, bool | None] = (1_800_000_000.0, True)
     user: int = 1000
+    place: Place = field(
+        default_factory=lambda: Place(Path("/sys/fs/cgroup/host"), "", frozenset(("cpu", "memory", "pids")))
+    )
 
     def run(self, argv: Sequence[str], timeout_s: float = 15.0) -> Outcome:
         found = (outcome for word, outcome in self.outcomes.items() if any(word in part for part in argv))
-        default = DONE if "edgellm.doctor.cell_trial" in argv else Outcome(0, f"{argv[0]} 1.2.3\n")
+        default = DONE if any("_trial" in part for part in argv) else Outcome(0, f"{argv[0]} 1.2.3\n")
         return next(found, default)
 
     def which(self, program: str) -> str | None:
@@ -125,6 +129,9 @@ class Fake:
 
     def clock(self) -> tuple[float, bool | None]:
         return self.time
+
+    def cell_place(self) -> Place:
+        return self.place
 
     def uid(self) -> int:
         return self.user
@@ -448,3 +455,28 @@ def test_json_holds_the_verdict_and_every_check(checks: tuple[Check, ...]) -> No
     assert told["ok"] is False
     assert [check["name"] for check in told["checks"]] == [check.name for check in checks]
     assert set(told["checks"][0]) == {"name", "status", "detail", "remedy"}
+
+
+def test_fences_and_limits_of_cells() -> None:
+    checks = examined(Fake())
+    assert checks["seccomp"].status == "ok"
+    assert "memory, processes and CPUs by the kernel" in checks["cell limits"].detail
+    assert "user" not in checks
+
+    outside = Place(None, "/sys/fs/cgroup/x holds 3 processes besides this one")
+    fake = Fake(
+        place=outside, outcomes={"fence_trial": Outcome(1, '{"step": "seccomp", "reason": "no filter"}')}
+    )
+    fake.programs.add("systemd-run")
+    checks = examined(fake)
+    assert (checks["seccomp"].status, checks["cell limits"].status) == ("fail", "warn")
+    assert "no filter" in checks["seccomp"].detail
+    assert "CONFIG_SECCOMP_FILTER" in checks["seccomp"].remedy
+    assert "3 processes besides this one" in checks["cell limits"].detail
+    assert "systemd-run --user --scope -p Delegate=yes" in checks["cell limits"].remedy
+    fake.user = 0
+    checks = examined(fake)
+    assert "systemd-run --scope" in checks["cell limits"].remedy
+    assert checks["user"].status == "warn"
+    fake.missing.add("/run/systemd/system")
+    assert "cgroup is delegated" in examined(fake)["cell limits"].remedy

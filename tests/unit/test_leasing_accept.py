@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from ipaddress import IPv4Address, IPv4Network
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgellm.cluster.assemble import Grant, HeadDoor, assemble, head_alone
+from edgellm.cluster.limits import cell_limits
+from edgellm.discovery.check import CLOCK_SKEW_S
 from edgellm.errors import ProtocolViolation
 from edgellm.kv.scope import ScopeKeys
-from edgellm.leasing.accept import MAX_CONTEXT, objection
-from edgellm.leasing.codec import DOMAIN, PAYLOAD_TYPE, open_plan, seal_plan
+from edgellm.leasing.accept import MAX_AGE_S, OVERLAY_RANGE, objection
+from edgellm.leasing.codec import DOMAIN, MAX_CONTEXT, PAYLOAD_TYPE, open_plan, seal_plan
 from edgellm.leasing.lease import Lease, Phase
 from edgellm.p2p.envelope import seal
 from edgellm.p2p.identity import Identity
+from edgellm.planning.fit import ENGINE_BYTES
 from edgellm.types.plan import (
     ClusterPlan,
     Endpoint,
@@ -33,6 +37,7 @@ LEASE = Lease(
     "lease-b", CLUSTER, "asker", ("1",), GIB, 3, 8, DIGEST, "overlay", Phase.RESERVED, granted_at=1000.0
 )
 CERTIFICATE = b"certificate-b"
+NOW = 1003.0
 
 
 def make_plan(fabric: str = "overlay") -> ClusterPlan:
@@ -89,7 +94,7 @@ def with_idle_member() -> ClusterPlan:
 
 
 def judge(plan: ClusterPlan, *, signer: str = "asker", lease: Lease = LEASE) -> str | None:
-    return objection(plan, signer=signer, peer="b", lease=lease, certificate=CERTIFICATE)
+    return objection(plan, signer=signer, peer="b", lease=lease, certificate=CERTIFICATE, now=NOW)
 
 
 def test_assembled_addresses_are_in_pipeline_order() -> None:
@@ -139,6 +144,10 @@ def test_the_plan_that_was_granted_is_accepted() -> None:
         (with_member(1, address="10.88.200.300"), "that is none"),
         (replace(PLAN, subnet="10.88.200.7/24"), "that is none"),
         (replace(PLAN, subnet="everywhere"), "that is none"),
+        (replace(PLAN, subnet="10.88.200.0/255.255.255.0"), "unusual way"),
+        (replace(PLAN, subnet="10.88.200.0"), "unusual way"),
+        (replace(PLAN, issued_at=NOW - MAX_AGE_S - 1), "another time"),
+        (replace(PLAN, issued_at=NOW + CLOCK_SKEW_S + 1), "another time"),
         (replace(PLAN, subnet="0.0.0.0/0"), "outside the overlay"),
         (with_member(1, address="10.88.201.2"), "outside the overlay"),
         (with_member(1, address="127.0.0.1"), "outside the overlay"),
@@ -194,6 +203,45 @@ def test_a_plan_that_shares_is_accepted_and_does_not_show_its_secret() -> None:
         (with_member(1, overlay_endpoints=(Endpoint("10.0.0.1", 0),)), "endpoint"),
         (with_member(1, overlay_endpoints=(Endpoint("-oProxy", 22),)), "endpoint"),
         (with_member(1, overlay_endpoints=(Endpoint("10.0.0.1", 1),) * 17), "17 overlay endpoints"),
+        *(
+            (with_member(1, overlay_endpoints=(Endpoint(host, 80),)), "endpoint")
+            for host in (
+                "face.dead",
+                "fe80::1%eth0",
+                "169.254.169.254",
+                "0.0.0.0",
+                "224.0.0.1",
+                "255.255.255.255",
+                "::ffff:127.0.0.1",
+                "2002:7f00:1::",
+                "0x7f000001",
+                "127.1",
+            )
+        ),
+        (replace(PLAN, cluster="C" * 32), "cluster or a fabric"),
+        (replace(PLAN, cluster="../" * 10), "cluster or a fabric"),
+        (replace(PLAN, fabric="host"), "cluster or a fabric"),
+        (replace(PLAN, subnet="10.88.0.0/16; add table"), "subnet"),
+        (replace(PLAN, subnet="1" * 100), "subnet"),
+        (replace(PLAN, tensor_parallel=65), "ranks or tokens"),
+        (replace(PLAN, tensor_parallel=0), "ranks or tokens"),
+        (replace(PLAN, max_model_len=MAX_CONTEXT + 1), "ranks or tokens"),
+        (replace(PLAN, max_model_len=0), "ranks or tokens"),
+        (replace(PLAN, kv_cache_bytes=1 << 60), "size or time"),
+        (replace(PLAN, issued_at=1e15), "size or time"),
+        (with_member(1, peer="p" * 129), "not of its form"),
+        (with_member(1, peer=""), "not of its form"),
+        (with_member(1, lease="../../x\n"), "not of its form"),
+        (with_member(1, devices=("0 --privileged",)), "not of its form"),
+        (with_member(1, devices=("../kvm",)), "not of its form"),
+        (with_member(1, addresses=("/ip4/10.0.0.1/tcp/1\n",)), "not of its form"),
+        (with_member(1, addresses=("/" + "a" * 256,)), "not of its form"),
+        (with_member(1, addresses=("/ip4/10.0.0.1/tcp/1",) * 17), "not of its form"),
+        (with_member(1, address="١0.0.0.1"), "not of its form"),
+        (with_member(1, end_layer=5000), "layers or bytes"),
+        (with_member(1, memory_bytes=1 << 60), "layers or bytes"),
+        (replace(PLAN, kv=replace(KV, tracker="a b")), "tracker"),
+        (replace(PLAN, kv=replace(KV, tracker_addresses=("x",))), "tracker"),
     ],
 )
 def test_what_is_out_of_form_is_not_a_plan(plan: ClusterPlan, why: str) -> None:
@@ -237,6 +285,105 @@ def test_no_plan_makes_the_judge_fail(address: str, subnet: str, first: int, end
     assert said is None or said
     if said is None:
         assert (first, end) == (0, 3)
+
+
+def plans() -> st.SearchStrategy[ClusterPlan]:
+    """The plan that was granted with up to three of its fields changed, often to something that fits another field."""
+    names = st.sampled_from(
+        ["a", "b", "asker", "lease-a", "lease-b", "0", "1", "2", "nvidiactl", "..", "c" * 32]
+    )
+    numbers = st.sampled_from([0, 1, 2, 3, 5, 8, 64, 256, 1 << 20, GIB - 1, GIB, GIB + 1, 1 << 49])
+    texts = st.sampled_from(
+        ["10.88.200.3", "10.88.0.1", "0.0.0.0", "10.88.200.0/24", "10.88.0.0/16", "0.0.0.0/0"]
+    )
+    of_member = st.fixed_dictionaries(
+        {},
+        optional={
+            "peer": names,
+            "address": texts.filter(lambda text: "/" not in text),
+            "overlay_certificate": st.sampled_from([CERTIFICATE, b"certificate-a", b""]),
+            "lease": names,
+            "first_layer": numbers.map(lambda number: number % 4096),
+            "end_layer": numbers.map(lambda number: number % 4096),
+            "devices": st.lists(names, max_size=4).map(tuple),
+            "memory_bytes": numbers,
+        },
+    )
+    of_plan = st.fixed_dictionaries(
+        {},
+        optional={
+            "cluster": st.sampled_from([CLUSTER, "d" * 32]),
+            "digest": st.sampled_from([DIGEST, "cd" * 32]),
+            "tensor_parallel": numbers.filter(lambda number: 0 < number <= 64),
+            "fabric": st.sampled_from(["overlay", "direct"]),
+            "max_model_len": numbers.filter(lambda number: 0 < number <= MAX_CONTEXT),
+            "kv_cache_bytes": numbers,
+            "subnet": texts.filter(lambda text: "/" in text),
+            "issued_at": st.sampled_from([1000.0, 0.0, 5000.0]),
+            "spares": st.sampled_from([(), PLAN.members[2:], PLAN.members[1:2]]),
+            "members": st.just(PLAN.members[:2]),
+        },
+    )
+
+    def changed(values: tuple[int, dict[str, object], dict[str, object]]) -> ClusterPlan:
+        index, member, rest = values
+        return replace(with_member(index, **member), **rest)  # type: ignore[arg-type]
+
+    return st.tuples(st.integers(0, 2), of_member, of_plan).map(changed)
+
+
+@settings(max_examples=400, deadline=None)
+@given(plans())
+def test_no_plan_gets_more_than_its_lease(plan: ClusterPlan) -> None:
+    """Whatever passes the codec and the judge: all that the host builds a cell from is the lease's."""
+    signer, read = open_plan(seal_plan(plan, SIGNER))
+    assert (signer, read) == (SIGNER.peer, plan)
+    if judge(read) is not None:
+        return
+    own = read.of_lease(LEASE.id)
+    assert own is not None
+    assert own.devices == LEASE.devices
+    assert own.memory_bytes <= LEASE.memory_bytes
+    layers = (own.first_layer, own.end_layer)
+    assert layers[0] == layers[1] if own in read.spares else layers == (LEASE.first_layer, LEASE.end_layer)
+    assert (read.digest, read.cluster, read.fabric) == (LEASE.digest, LEASE.cluster, LEASE.fabric)
+    assert (read.tensor_parallel, read.head.peer) == (len(LEASE.devices), LEASE.requester)
+    assert own.overlay_certificate == CERTIFICATE
+    assert read.kv_cache_bytes < LEASE.memory_bytes
+    assert abs(read.issued_at - NOW) <= MAX_AGE_S
+    subnet = IPv4Network(read.subnet)
+    assert subnet.subnet_of(OVERLAY_RANGE)
+    assert len({member.address for member in read.everyone}) == len(read.everyone)
+    assert all(IPv4Address(member.address) in subnet for member in read.everyone)
+    limits = cell_limits(
+        "cpu",
+        devices=len(own.devices),
+        memory_bytes=own.memory_bytes,
+        threads=1,
+        usable_threads=2,
+        is_head=False,
+    )
+    assert limits.memory_bytes is not None
+    assert limits.memory_bytes <= LEASE.memory_bytes + ENGINE_BYTES["cpu"]
+
+
+def test_a_plan_fits_no_other_lease() -> None:
+    """Replayed: to the same host for its next lease, to another host, under another certificate, and late."""
+    envelope = seal_plan(PLAN, SIGNER)
+    _, replayed = open_plan(envelope)
+    assert judge(replayed) is None
+    again = replace(LEASE, id="lease-c")
+    assert "its lease exactly once" in (judge(replayed, lease=again) or "")
+
+    def elsewhere(peer: str = "b", certificate: bytes = CERTIFICATE, now: float = NOW) -> str:
+        return (
+            objection(replayed, signer="asker", peer=peer, lease=LEASE, certificate=certificate, now=now)
+            or ""
+        )
+
+    assert "its lease exactly once" in elsewhere(peer="a")
+    assert "another certificate" in elsewhere(certificate=b"new")
+    assert "another time" in elsewhere(now=NOW + 3600)
 
 
 def test_members_are_found_by_peer_and_address() -> None:

@@ -259,7 +259,7 @@ async def test_devices_are_not_kept_for_a_plan_that_never_comes(autojump_clock: 
         ({"digest": "cd" * 32}, "another cluster, model"),
         ({"tensor_parallel": 2}, "other devices"),
         ({"kv_cache_bytes": 2 * GIB}, "more memory"),
-        ({"max_model_len": 0}, "impossible context"),
+        ({"max_model_len": 0}, "impossible number of ranks or tokens"),
         ({"subnet": "192.168.0.0/24"}, "outside the overlay"),
         ({"members": ()}, "members"),
     ],
