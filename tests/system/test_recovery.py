@@ -38,8 +38,8 @@ class Streaming:
     """A completion that a client on the requester's machine has streamed to it."""
 
     PROGRAM = """
-import httpx, sys
-with httpx.stream("POST", sys.argv[1] + "/completions", content=sys.argv[2], timeout=180) as response:
+import httpx, json, sys
+with httpx.stream("POST", sys.argv[1] + "/completions", json=json.loads(sys.argv[2]), timeout=180) as response:
     response.raise_for_status()
     for line in response.iter_lines():
         if line.startswith("data: "):
