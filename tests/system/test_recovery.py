@@ -121,15 +121,13 @@ def lenders(module_lan: Lan) -> Iterator[Lenders]:
         host.process.stop()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def session(lenders: Lenders) -> Iterator[Session]:
     swarm = lenders.swarm
     argv = swarm.command("session open", "--model", "tiny", "--pp", "2", "--name", SESSION)
     swarm.requester.run(argv, timeout_s=ASK_TIMEOUT_S).check()
     session = Session(swarm)
     session.endpoint = session.shown()["endpoint"]
-    session.reference = Streaming(swarm, session.endpoint).finished()
-    assert len(session.reference.token_ids) == TOKENS
     yield session
     swarm.requester.run(["edgellm", "session", "close", SESSION]).check()
 
@@ -154,9 +152,15 @@ def test_a_question_of_the_command_line_goes_on_and_says_so(lenders: Lenders) ->
     lenders.bury(victim)
 
 
-@pytest.mark.parametrize("fault", ["kill", "freeze", "unplug"])
-def test_a_stream_goes_on_in_the_same_response(lenders: Lenders, session: Session, fault: str) -> None:
-    swarm = lenders.swarm
+def test_streams_go_on_in_the_same_response(lenders: Lenders, session: Session) -> None:
+    session.reference = Streaming(session.swarm, session.endpoint).finished()
+    assert len(session.reference.token_ids) == TOKENS
+    for fault in ("kill", "freeze", "unplug"):
+        _interrupted(lenders, session, fault)
+
+
+def _interrupted(lenders: Lenders, session: Session, fault: str) -> None:
+    swarm = session.swarm
     streaming = Streaming(swarm, session.endpoint)
     streaming.wait_begun()
     before = session.shown()
