@@ -53,6 +53,17 @@ class PlanError(EdgeError):
     """No set of known hosts can run the request; the message says what is missing."""
 
 
+class MembershipError(EdgeError):
+    """A private swarm does not let somebody in, or no longer: a certificate, an invite or a revocation says so.
+
+    `fault` says why in a word or two, for programs and tests: "expired", "revoked", "forged", "stolen" and so on.
+    """
+
+    def __init__(self, message: str, *, remedy: str = "", fault: str = "") -> None:
+        super().__init__(message, remedy=remedy)
+        self.fault = fault
+
+
 class LeaseError(EdgeError):
     """A host refused, broke or ended a lease."""
 

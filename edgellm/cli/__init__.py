@@ -3,6 +3,7 @@
 ask      one question: a cluster for it alone, or an open session
 host     lend this machine's devices; pause, resume, status of a host that runs
 session  keep a cluster open
+swarm    private swarms: invite, join, revoke
 console  all of it in a browser
 kv       what is kept of KV caches
 peers    who lends what now
@@ -33,6 +34,7 @@ from edgellm.cli.models import models
 from edgellm.cli.peers import peers
 from edgellm.cli.relay import relay
 from edgellm.cli.session import app as session_app
+from edgellm.cli.swarm import app as swarm_app
 
 app = typer.Typer(
     name="edgellm",
@@ -45,6 +47,7 @@ app = typer.Typer(
 app.command()(ask)
 app.add_typer(host_app, name="host")
 app.add_typer(session_app, name="session")
+app.add_typer(swarm_app, name="swarm")
 app.command()(console)
 app.add_typer(kv_app, name="kv")
 app.command()(peers)

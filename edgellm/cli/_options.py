@@ -93,6 +93,14 @@ Bootstrap = Annotated[
         help="A peer to join the swarm through, as a host prints it. May be repeated; what worked is remembered.",
     ),
 ]
+Swarm = Annotated[
+    str | None,
+    typer.Option(
+        "--swarm",
+        metavar="NAME",
+        help="A private swarm that this machine has joined, or open. Default: EDGELLM_SWARM, else the only one joined.",
+    ),
+]
 Mdns = Annotated[
     bool,
     typer.Option("--mdns", help="Also find peers on the local network by multicast, without any address."),

@@ -40,7 +40,7 @@ OF_ITS_OWN = frozenset(
         "mdns",
     )
 )
-"""Options that say what the cluster is to be, or in which swarm: where one is given, no open session is taken instead."""
+"""Options that say what the cluster is to be: where one is given, no open session is taken instead."""
 _LOOK_S = 1.0
 """How long an open session has to say that it could answer."""
 
@@ -88,6 +88,7 @@ def ask(
     disaggregate: options.DisaggregateOption = options.Disaggregate.NEVER,
     kv_share: options.KvShare = None,
     kv_scope: options.KvScopeOption = options.KvScope.SESSION,
+    swarm: options.Swarm = None,
     bootstrap: options.Bootstrap = None,
     mdns: options.Mdns = False,
     as_json: options.Json = False,
@@ -142,17 +143,22 @@ def ask(
         _ask_session(session, question, show)
         return
     assert model is not None
+    from edgellm.paths import default_paths
+    from edgellm.swarms.chosen import chosen_name, require_peers, swarm_called
+
+    paths = default_paths()
+    swarm_name = chosen_name(swarm, paths)
     if not fresh and not any(_is_given(invocation, name) for name in OF_ITS_OWN):
         from edgellm.sessions.reuse import Asked
 
         if _answered_by_session(
-            Asked(model, max_tokens, network.value, isolation.value, tuple(bootstrap or ())), question, show
+            Asked(model, max_tokens, network.value, isolation.value, tuple(bootstrap or ()), swarm_name),
+            question,
+            show,
         ):
             return
     from edgellm.cli._run import run_interruptibly
-    from edgellm.discovery.bootstrap import require_bootstrap
     from edgellm.log import log_to
-    from edgellm.paths import default_paths
     from edgellm.requester.ask import ask as ask_swarm
     from edgellm.requester.choose import Wanted
     from edgellm.requester.open import RequesterOptions, open_requester
@@ -160,7 +166,6 @@ def ask(
     from edgellm.trust.share import check_share
 
     log_to()
-    paths = default_paths()
     wanted = Wanted(
         tp,
         pp,
@@ -177,12 +182,13 @@ def ask(
     # Whoever demands two clusters has them share, however short the prompt.
     shares_always = kv_share or disaggregate is options.Disaggregate.ALWAYS
     options_ = RequesterOptions(
-        require_bootstrap(bootstrap or (), paths.state, mdns=mdns),
+        require_peers(bootstrap or (), swarm_called(swarm_name, paths), paths, mdns=mdns),
         mdns,
         isolation.value,
         kv_scope=options.kv_scope(kv_share, kv_scope, network),
         kv_least_prompt_tokens=0 if shares_always else options.KV_LEAST_PROMPT_TOKENS,
         check_share=check_share(spot_check, peers or (), os.environ),
+        swarm=swarm_name,
     )
 
     async def work() -> None:

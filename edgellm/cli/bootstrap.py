@@ -17,6 +17,7 @@ def bootstrap(
             "--listen", metavar="MULTIADDR", help="Where to listen. Default: /ip4/0.0.0.0/tcp/4001."
         ),
     ] = None,
+    swarm: options.Swarm = None,
     bootstrap: options.Bootstrap = None,
     relay: Annotated[
         bool,
@@ -25,33 +26,40 @@ def bootstrap(
 ) -> None:
     """Run a peer that others join the swarm through; it lends nothing.
 
-    Any host serves as a meeting point too; this is for a machine that is always on and has nothing to lend.
+    Any host serves as a meeting point too; this is for a machine that is always on and has nothing to lend. On the machine that
+    made a private swarm it also redeems invites and renews memberships.
 
     Example:
 
       edgellm bootstrap --listen /ip4/0.0.0.0/tcp/4001
+
+      edgellm bootstrap --swarm lab
     """
     import trio
 
     from edgellm.cli._run import run_interruptibly
     from edgellm.discovery.bootstrap import bootstrap_peers
+    from edgellm.errors import unwrapped
     from edgellm.p2p.identity import exclusive_identity
-    from edgellm.p2p.node import NodeConfig, open_node
+    from edgellm.p2p.node import NodeConfig
     from edgellm.paths import default_paths
+    from edgellm.swarms.chosen import chosen_swarm
+    from edgellm.swarms.member_node import open_swarm_node
 
     paths = default_paths()
     peers = bootstrap_peers(bootstrap or (), paths.state) if bootstrap else ()
+    home = chosen_swarm(swarm, paths)
 
     async def work() -> None:
-        with exclusive_identity(paths.identity) as identity:
+        with exclusive_identity(home.identity if home else paths.identity) as identity, unwrapped():
             config = NodeConfig(
                 identity=identity,
                 listen=tuple(listen or ("/ip4/0.0.0.0/tcp/4001",)),
                 bootstrap=peers,
                 serve_relay=relay,
             )
-            async with open_node(config) as network:
-                say("[bold green]meeting point[/] is up")
+            async with open_swarm_node(config, home) as network:
+                say(f"[bold green]meeting point[/] is up{f' in swarm [bold]{home.name}[/]' if home else ''}")
                 for address in network.addresses:
                     say(f"join through it: [bold]--bootstrap {address}[/]")
                 await trio.sleep_forever()

@@ -42,6 +42,7 @@ def console(
             help="What whoever uses it must say. In the variable, other users of this machine do not see it.",
         ),
     ] = None,
+    swarm: options.Swarm = None,
     bootstrap: options.Bootstrap = None,
     mdns: options.Mdns = False,
     isolation: options.IsolationOption = options.Isolation.BWRAP,
@@ -67,11 +68,12 @@ def console(
     from edgellm.console.standalone import ConsoleOptions
     from edgellm.errors import unwrapped
     from edgellm.paths import default_paths
+    from edgellm.swarms.chosen import chosen_name
 
     address, is_loopback = bind_address(bind)
     require_token(token, is_loopback=is_loopback)
     paths = default_paths()
-    wanted = ConsoleOptions(tuple(bootstrap or ()), mdns, isolation.value)
+    wanted = ConsoleOptions(tuple(bootstrap or ()), mdns, chosen_name(swarm, paths), isolation.value)
     with open_port(address, port) as listening, unwrapped():
         own_port = listening.getsockname()[1]
         rules = replace(make_rules(address, own_port, token), only_own_user=token is None)

@@ -85,6 +85,8 @@ def _host(
     """A host process of its own; gives the address to join through. It drains and ends with the context."""
     argv = [*command, "host", "--model", str(model), "--name", name, "--listen", "/ip4/127.0.0.1/tcp/0"]
     argv += ["--memory", "2GiB", "--threads", str(max(1, (os.cpu_count() or 2) // 2)), "--grace", "0"]
+    # They listen on loopback: anyone is whoever is on this machine.
+    argv += ["--swarm", "open", "--allow-anyone"]
     if bootstrap:
         argv += ["--bootstrap", bootstrap]
     process = subprocess.Popen(
@@ -136,8 +138,13 @@ def _run(argv: tuple[str, ...], home: Path) -> None:
 
 
 def _environment(home: Path) -> dict[str, str]:
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in ("EDGELLM_SWARM", "EDGELLM_BOOTSTRAP")
+    }
     # Both hosts answer: there would be nobody to check it.
-    return {**os.environ, "EDGELLM_HOME": str(home), "EDGELLM_SPOT_CHECK": "0"}
+    return {**kept, "EDGELLM_HOME": str(home), "EDGELLM_SPOT_CHECK": "0"}
 
 
 def _plain(environment: dict[str, str]) -> dict[str, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import time
+from collections.abc import Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Annotated
 
@@ -50,6 +51,22 @@ def host(
             "--listen", metavar="MULTIADDR", help="Where to listen. Default: /ip4/0.0.0.0/tcp/4001."
         ),
     ] = None,
+    swarm: options.Swarm = None,
+    allow: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--allow",
+            metavar="PEER,…",
+            help="Lend to these members only (`edgellm swarm members` shows their ids). May be repeated.",
+        ),
+    ] = None,
+    allow_members: Annotated[
+        bool, typer.Option("--allow-members", help="Lend to all members of the private swarm: the default.")
+    ] = False,
+    allow_anyone: Annotated[
+        bool,
+        typer.Option("--allow-anyone", help="Lend to whoever reaches this host, in the open swarm, too."),
+    ] = False,
     bootstrap: options.Bootstrap = None,
     devices: Annotated[
         str | None,
@@ -140,15 +157,17 @@ def host(
     Ctrl-C stops lending: no new leases, running ones get a grace period; Ctrl-C again ends them now. When you need the machine
     for a while, say `edgellm host pause` in another terminal.
 
+    In a private swarm its members may lease. The open one has no members: say --allow-anyone there.
+
     Examples:
 
-      edgellm host --model Qwen/Qwen3-8B
+      edgellm host --model Qwen/Qwen3-8B --swarm lab
 
       edgellm host --model Qwen/Qwen3-8B --until 18:00
 
       edgellm host pause --for 2h
 
-      edgellm host --model ./my-model --memory 6GiB --bootstrap /ip4/192.168.1.7/tcp/4001/p2p/12D3Koo...
+      edgellm host --model ./my-model --memory 6GiB --allow-anyone --bootstrap /ip4/192.168.1.7/tcp/4001/p2p/12D3Koo...
     """
     if invocation.invoked_subcommand is not None:
         return
@@ -157,10 +176,13 @@ def host(
     from edgellm.discovery.bootstrap import bootstrap_peers
     from edgellm.hosting.hours import parse_until
     from edgellm.hosting.options import HostOptions
+    from edgellm.leasing.policy import chosen_policy
     from edgellm.paths import default_paths
+    from edgellm.swarms.chosen import chosen_swarm
 
     ends_at = None if until is None else parse_until(until, _now())
     paths = default_paths()
+    home = chosen_swarm(swarm, paths)
     if overlay_port and max_leases > 1:
         raise UsageError(
             "one --overlay-port serves one lease at a time", remedy="leave out --overlay-port or --max-leases"
@@ -173,7 +195,7 @@ def host(
     host_options = HostOptions(
         models=tuple(model),
         listen=tuple(listen or ("/ip4/0.0.0.0/tcp/4001",)),
-        bootstrap=bootstrap_peers(bootstrap or (), paths.state),
+        bootstrap=bootstrap_peers(bootstrap or (), home.directory if home else paths.state),
         devices=devices,
         memory_bytes=parse_bytes(memory) if memory is not None else None,
         max_leases=max_leases,
@@ -190,7 +212,15 @@ def host(
         ipfs=ipfs or "",
         grace_s=grace,
         until=ends_at,
+        swarm=home.name if home else "",
+        policy=chosen_policy(
+            parse_peers(allow or ()), members=allow_members, anyone=allow_anyone, is_private=home is not None
+        ),
     )
+    if allow and home is None:
+        say(
+            "[yellow]--allow names members of a private swarm:[/] in the open one a requester has a new id for each question"
+        )
     _run(host_options)
 
 
@@ -356,6 +386,21 @@ def _now() -> datetime:
     return datetime.now().astimezone()
 
 
+def parse_peers(said: Sequence[str]) -> tuple[str, ...]:
+    """Peer ids, separated by commas, repeated or both. Raises UsageError for what is none."""
+    from edgellm.p2p.identity import public_key_of_peer
+
+    peers = tuple(peer.strip() for text in said for peer in text.split(",") if peer.strip())
+    for peer in peers:
+        try:
+            public_key_of_peer(peer)
+        except ValueError:
+            raise UsageError(
+                f"{peer!r} is no peer id", remedy="give ids as `edgellm swarm members` shows them: 12D3Koo..."
+            ) from None
+    return peers
+
+
 def parse_quota(text: str | None) -> int | None:
     """Bytes; None where nothing was said. Raises UsageError."""
     if text is None:
@@ -376,6 +421,7 @@ def _run(host_options: HostOptions) -> None:
     def tell(summary: HostSummary) -> None:
         ready.set()
         show_summary(summary)
+        say(f"  lends to {host_options.policy.told(host_options.swarm)}")
 
     async def work() -> None:
         with unwrapped(), trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:

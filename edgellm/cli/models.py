@@ -16,7 +16,10 @@ from edgellm.types.quantity import format_bytes
 
 
 def models(
-    bootstrap: options.Bootstrap = None, mdns: options.Mdns = False, as_json: options.Json = False
+    swarm: options.Swarm = None,
+    bootstrap: options.Bootstrap = None,
+    mdns: options.Mdns = False,
+    as_json: options.Json = False,
 ) -> None:
     """Show which models can be asked for now. The same name with another digest is another version.
 
@@ -26,7 +29,7 @@ def models(
 
       edgellm models --json | jq -r '.[].name'
     """
-    found = look(bootstrap, mdns=mdns)
+    found = look(bootstrap, mdns=mdns, swarm=swarm)
     offered = entries_of(found.sightings)
     if as_json:
         print(json.dumps([asdict(entry) for entry in offered], ensure_ascii=False))

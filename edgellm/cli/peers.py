@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 
 def peers(
+    swarm: options.Swarm = None,
     bootstrap: options.Bootstrap = None,
     mdns: options.Mdns = False,
     trust: Annotated[
@@ -56,7 +57,7 @@ def peers(
     if trust or lent:
         (_trust.show_trust if trust else _trust.show_lent)(as_json=as_json)
         return
-    found = look(bootstrap, mdns=mdns)
+    found = look(bootstrap, mdns=mdns, swarm=swarm)
     if as_json:
         print(json.dumps([report(sighting) for sighting in found.sightings], ensure_ascii=False))
         return

@@ -18,6 +18,7 @@ def relay(
             "--listen", metavar="MULTIADDR", help="Where to listen. Default: /ip4/0.0.0.0/tcp/4001."
         ),
     ] = None,
+    swarm: options.Swarm = None,
     bootstrap: options.Bootstrap = None,
     announce: Annotated[
         list[str] | None,
@@ -62,9 +63,11 @@ def relay(
     from edgellm.cli._run import run_interruptibly
     from edgellm.discovery.bootstrap import bootstrap_peers
     from edgellm.p2p.identity import exclusive_identity
-    from edgellm.p2p.node import NodeConfig, open_node
+    from edgellm.p2p.node import NodeConfig
     from edgellm.p2p.relay_limits import Allowance, RelayLimits
     from edgellm.paths import default_paths
+    from edgellm.swarms.chosen import chosen_swarm
+    from edgellm.swarms.member_node import open_swarm_node
 
     limits = RelayLimits(
         reservations=reservations,
@@ -78,10 +81,11 @@ def relay(
         ),
     )
     paths = default_paths()
+    home = chosen_swarm(swarm, paths)
     peers = bootstrap_peers(bootstrap or (), paths.state) if bootstrap else ()
 
     async def work() -> None:
-        with exclusive_identity(paths.identity) as identity:
+        with exclusive_identity(home.identity if home else paths.identity) as identity:
             config = NodeConfig(
                 identity=identity,
                 listen=tuple(listen or ("/ip4/0.0.0.0/tcp/4001",)),
@@ -90,7 +94,7 @@ def relay(
                 serve_relay=True,
                 relay_limits=limits,
             )
-            async with open_node(config) as network:
+            async with open_swarm_node(config, home) as network:
                 say(
                     f"[bold green]relay[/] is up: {reservations} hosts, {circuits} connections; a peer has {peer_circuits} "
                     f"connections of {duration:g} h and {format_bytes(limits.each.circuit_bytes)}, and "

@@ -67,6 +67,7 @@ def open_(
     isolation: options.IsolationOption = options.Isolation.BWRAP,
     kv_share: options.KvShare = None,
     kv_scope: options.KvScopeOption = options.KvScope.SESSION,
+    swarm: options.Swarm = None,
     bootstrap: options.Bootstrap = None,
     mdns: options.Mdns = False,
     foreground: Annotated[
@@ -100,17 +101,18 @@ def open_(
     import psutil
 
     from edgellm.cli._foreground import ended_like_ctrl_c, stay
-    from edgellm.discovery.bootstrap import require_bootstrap
     from edgellm.gateway.guard import require_key
     from edgellm.paths import default_paths
     from edgellm.sessions.client import session_state, start_session
     from edgellm.sessions.daemon_order import Order
     from edgellm.sessions.registry import Registry
+    from edgellm.swarms.chosen import chosen_name, require_peers, swarm_called
 
     paths = default_paths()
     idle_s, max_cost_s = parse_duration(idle), parse_duration(max_cost)
     require_key(api_key)
-    known = require_bootstrap(bootstrap or (), paths.state, mdns=mdns)
+    swarm_name = chosen_name(swarm, paths)
+    known = require_peers(bootstrap or (), swarm_called(swarm_name, paths), paths, mdns=mdns)
     registry = Registry.of(paths)
     chosen, files = registry.reserve(name)
     order = Order(
@@ -138,6 +140,7 @@ def open_(
         patience_s=parse_duration(patience),
         silence_s=options.silence_s(silence),
         journal=str(files.journal),
+        swarm=swarm_name,
     )
     if foreground:
         # Were it killed, nobody would be left to close the session.

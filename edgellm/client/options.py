@@ -26,6 +26,8 @@ class SessionOptions(TypedDict, total=False):
     bootstrap: Sequence[str]
     """Addresses of peers to join the swarm through, as a host prints them. Default: those of EDGELLM_BOOTSTRAP, else those that
     worked the last time."""
+    swarm: str
+    """A private swarm that this machine has joined, or "open". Default: EDGELLM_SWARM, else the only one joined."""
     mdns: bool
     """Also find peers on the local network by multicast. Default: False."""
     min_tok_s: float | None
@@ -88,8 +90,10 @@ def order_of(
     directory: str,
     bootstrap: tuple[str, ...],
     owner: tuple[int, float],
+    swarm: str = "",
 ) -> Order:
-    """What the daemon is told: `owner` is the pid and start of the process that the session is for.
+    """What the daemon is told: `swarm` is the private one that was chosen, `owner` the pid and start of the process that the
+    session is for.
 
     Raises UsageError for a value that cannot be.
     """
@@ -137,6 +141,7 @@ def order_of(
         patience_s=options.get("patience_s", PATIENCE_S),
         owner_pid=owner[0],
         owner_started=owner[1],
+        swarm=swarm,
     )
 
 

@@ -11,12 +11,12 @@ import psutil
 from edgellm.client.connection import Connection
 from edgellm.client.options import SessionOptions, order_of, require_known, texts, timeout_of
 from edgellm.client.results import Hop
-from edgellm.discovery.bootstrap import require_bootstrap
 from edgellm.errors import SessionError, UsageError
 from edgellm.models.light import LightStore
 from edgellm.paths import default_paths
 from edgellm.sessions.client import ProgressLine, close_session, gone, session_state, start_session
 from edgellm.sessions.registry import Registry
+from edgellm.swarms.chosen import chosen_name, require_peers, swarm_called
 from edgellm.wire import session_pb2
 
 OF_A_REQUEST = frozenset({"timeout_s"})
@@ -115,8 +115,12 @@ def open_session(
     assert model is not None
     if not isinstance(model, str) or not model:
         raise UsageError(f"{model!r} is no model's name", remedy=f'{whose}("Qwen/Qwen3-8B")')
-    bootstrap = require_bootstrap(
-        texts("bootstrap", options.get("bootstrap", ())), paths.state, mdns=options.get("mdns", False)
+    swarm = chosen_name(options.get("swarm"), paths)
+    bootstrap = require_peers(
+        texts("bootstrap", options.get("bootstrap", ())),
+        swarm_called(swarm, paths),
+        paths,
+        mdns=options.get("mdns", False),
     )
     name, files = registry.reserve(options.get("name"))
     try:
@@ -127,6 +131,7 @@ def open_session(
             directory=str(files.directory),
             bootstrap=bootstrap,
             owner=(os.getpid(), psutil.Process().create_time()),
+            swarm=swarm,
         )
     except BaseException:
         registry.remove(name)

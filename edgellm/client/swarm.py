@@ -75,8 +75,10 @@ class Swarm:
     which it blocks.
     """
 
-    def __init__(self, bootstrap: Sequence[str] = (), *, mdns: bool = False) -> None:
-        self._visits = _Visits(bootstrap, mdns=mdns)
+    def __init__(
+        self, bootstrap: Sequence[str] = (), *, mdns: bool = False, swarm: str | None = None
+    ) -> None:
+        self._visits = _Visits(bootstrap, mdns=mdns, swarm=swarm)
 
     def peers(self) -> tuple[Peer, ...]:
         """The hosts, by peer id."""
@@ -98,8 +100,10 @@ class Swarm:
 class AsyncSwarm:
     """`Swarm` for asyncio and trio: `await AsyncSwarm([…]).peers()`."""
 
-    def __init__(self, bootstrap: Sequence[str] = (), *, mdns: bool = False) -> None:
-        self._visits = _Visits(bootstrap, mdns=mdns)
+    def __init__(
+        self, bootstrap: Sequence[str] = (), *, mdns: bool = False, swarm: str | None = None
+    ) -> None:
+        self._visits = _Visits(bootstrap, mdns=mdns, swarm=swarm)
 
     async def peers(self) -> tuple[Peer, ...]:
         """As `Swarm.peers`."""
@@ -117,8 +121,9 @@ class AsyncSwarm:
 class _Visits:
     """Visits to one swarm, which remember the newest advert of each peer."""
 
-    def __init__(self, bootstrap: Sequence[str], *, mdns: bool) -> None:
+    def __init__(self, bootstrap: Sequence[str], *, mdns: bool, swarm: str | None) -> None:
         self._bootstrap = texts("bootstrap", bootstrap)
+        self._swarm = swarm
         self._mdns = mdns
         self._book: SequenceBook | None = None
 
@@ -126,14 +131,17 @@ class _Visits:
         from edgellm.discovery.collect import SequenceBook
 
         self._book = self._book or SequenceBook()
-        return _Visit(self._bootstrap, self._book, mdns=self._mdns)
+        return _Visit(self._bootstrap, self._book, mdns=self._mdns, swarm=self._swarm)
 
 
 class _Visit:
     """One visit, with a trio loop of its own in whichever thread runs it."""
 
-    def __init__(self, bootstrap: tuple[str, ...], book: SequenceBook, *, mdns: bool) -> None:
+    def __init__(
+        self, bootstrap: tuple[str, ...], book: SequenceBook, *, mdns: bool, swarm: str | None
+    ) -> None:
         self._bootstrap = bootstrap
+        self._swarm = swarm
         self._book = book
         self._mdns = mdns
         self._lock = threading.Lock()
@@ -157,20 +165,21 @@ class _Visit:
     async def _look(self) -> tuple[Sighting, ...]:
         import trio
 
-        from edgellm.discovery.bootstrap import require_bootstrap
         from edgellm.discovery.collect import find_hosts
         from edgellm.paths import default_paths
         from edgellm.requester.open import joined_swarm
+        from edgellm.swarms.chosen import chosen_name, require_peers, swarm_called
 
         paths = default_paths()
-        peers = require_bootstrap(self._bootstrap, paths.state, mdns=self._mdns)
+        name = chosen_name(self._swarm, paths)
+        peers = require_peers(self._bootstrap, swarm_called(name, paths), paths, mdns=self._mdns)
         with unwrapped(), trio.CancelScope() as scope:
             with self._lock:
                 self._running = trio.lowlevel.current_trio_token(), scope
                 if self._given_up:
                     scope.cancel()
             try:
-                async with joined_swarm(peers, paths, mdns=self._mdns) as network:
+                async with joined_swarm(peers, paths, mdns=self._mdns, swarm=name) as network:
                     return (await find_hosts(network, None, book=self._book, now=time.time)).sightings
             finally:
                 with self._lock:

@@ -53,6 +53,9 @@ def command_of(wanted: views.NewHost, name: str, place: Place, isolation: str) -
         f"--listen={place.listen}",
         f"--grace={GRACE_S:g}",
         f"--isolation={isolation}",
+        # A home of its own is in no private swarm; that lending to the open one is lending to anyone, the form says.
+        "--swarm=open",
+        "--allow-anyone",
         *(f"--bootstrap={address}" for address in place.bootstrap),
     ]
     if place.mdns:

@@ -21,7 +21,7 @@ import trio
 from edgellm.console import views
 from edgellm.console.host_lines import GRACE_S, command_of, ended, noted
 from edgellm.console.membership import Place
-from edgellm.console.sources import Busy, NotKnown, NotOffered
+from edgellm.console.sources import Busy, NotKnown, NotOffered, Unavailable
 from edgellm.errors import DiskFull, UsageError
 from edgellm.hosting.control import SOCKET, Order, Pause, Resume, tell
 
@@ -99,6 +99,11 @@ class LocalHosts:
         self._starting += 1
         try:
             place = await self._place()
+            if place.swarm:
+                raise Unavailable(
+                    "hosts of a private swarm are not started from here: each is a member of its own",
+                    remedy=f"in a terminal: edgellm host --swarm {place.swarm} --model {wanted.model}",
+                )
         finally:
             self._starting -= 1
         number, lock = self._reserve()

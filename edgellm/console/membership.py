@@ -21,6 +21,7 @@ from edgellm.p2p.identity import Identity
 from edgellm.p2p.node import NodeConfig, open_node
 from edgellm.paths import Paths
 from edgellm.requester.open import joined_swarm
+from edgellm.swarms.chosen import known_peers, require_peers, swarm_called
 
 log = structlog.get_logger(__name__)
 
@@ -36,6 +37,8 @@ class Place:
 
     bootstrap: tuple[str, ...]
     mdns: bool
+    swarm: str = ""
+    """What this user calls the private swarm; empty: the open one."""
 
     @property
     def listen(self) -> str:
@@ -47,30 +50,39 @@ class Place:
 class Membership:
     """Joins, and joins again."""
 
-    def __init__(self, said: Sequence[str], paths: Paths, watcher: SwarmWatcher, *, mdns: bool) -> None:
-        """`said`: bootstrap addresses of now. Raises UsageError where one is none."""
+    def __init__(
+        self, said: Sequence[str], paths: Paths, watcher: SwarmWatcher, *, mdns: bool, swarm: str = ""
+    ) -> None:
+        """`said`: bootstrap addresses of now; `swarm`: a private one, which is never replaced by another.
+
+        Raises UsageError where an address is none.
+        """
+        self._home = swarm_called(swarm, paths)
         self._said = tuple(said)
         self._paths = paths
         self._watcher = watcher
         self._mdns = mdns
         self._place: Place | None = None
         self._error: EdgeError | None = None
-        self._is_demanded = bool(said or os.environ.get(ENVIRONMENT))
+        self._is_demanded = bool(said or swarm or os.environ.get(ENVIRONMENT))
         """A swarm that was asked for by name is not replaced by another one."""
         self._founding = trio.Event()
-        bootstrap_peers(self._said, paths.state)
+        self._known()
 
     def bootstrap(self) -> tuple[str, ...]:
         """Addresses of the swarm, whether they can be reached or not."""
-        return self._place.bootstrap if self._place else bootstrap_peers(self._said, self._paths.state)
+        return self._place.bootstrap if self._place else self._known()
+
+    def _known(self) -> tuple[str, ...]:
+        return known_peers(self._said, self._home, self._paths)
 
     async def keep(self) -> None:
         """Stays in the swarm until it is cancelled."""
         while True:
-            known = bootstrap_peers(self._said, self._paths.state)
+            known = self._known()
             try:
                 with unwrapped():
-                    if self._founding.is_set() or not (known or self._mdns):
+                    if self._founding.is_set() or not (known or self._mdns or self._home):
                         await self._found()
                     else:
                         await self._join(known)
@@ -88,8 +100,10 @@ class Membership:
         self._watcher.trouble(error)
 
     async def _join(self, known: tuple[str, ...]) -> None:
-        async with joined_swarm(known, self._paths, mdns=self._mdns) as network:
-            self._place, self._error = Place(known, self._mdns), None
+        name = self._home.name if self._home else ""
+        require_peers(known, self._home, self._paths, mdns=self._mdns)
+        async with joined_swarm(known, self._paths, mdns=self._mdns, swarm=name) as network:
+            self._place, self._error = Place(known, self._mdns, name), None
             await self._watcher.look(network, known, among_others=True)
 
     async def _found(self) -> None:

@@ -196,6 +196,7 @@ class SessionsHere:
             directory=str(files.directory),
             bootstrap=place.bootstrap,
             mdns=place.mdns,
+            swarm=place.swarm,
             idle_s=wanted.idle_s,
             isolation=self._isolation,
             tensor_parallel=wanted.tp,

@@ -24,6 +24,8 @@ class ConsoleOptions:
     bootstrap: tuple[str, ...] = ()
     """Said now; without any, those that are known are joined."""
     mdns: bool = False
+    swarm: str = ""
+    """What this user calls the private swarm; empty: the open one."""
     isolation: str = "bwrap"
     """Of the hosts and sessions that are started from here."""
 
@@ -42,7 +44,7 @@ async def open_console(options: ConsoleOptions, paths: Paths) -> AsyncIterator[C
     """
     registry = Registry.of(paths)
     watcher = SwarmWatcher(lambda peer: hosts.of_peer(peer))
-    membership = Membership(options.bootstrap, paths, watcher, mdns=options.mdns)
+    membership = Membership(options.bootstrap, paths, watcher, mdns=options.mdns, swarm=options.swarm)
     async with (
         trio.open_nursery() as nursery,
         open_local_hosts(paths.cache / "hosts", membership.place, isolation=options.isolation) as hosts,

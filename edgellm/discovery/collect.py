@@ -18,6 +18,7 @@ from edgellm.errors import NetworkError, ProtocolViolation
 from edgellm.p2p.framing import MessageStream
 from edgellm.p2p.network import Network, PeerAddress
 from edgellm.types.advert import HostAdvert
+from edgellm.types.member import HOST
 from edgellm.wire import wire_pb2
 
 ASK_TIMEOUT_S = 5.0
@@ -152,6 +153,9 @@ async def ask_host(
     )
     messages = MessageStream(stream)
     try:
+        member = network.member(provider.peer)
+        if member is not None and HOST not in member.roles:
+            raise UnbelievableAdvert(provider.peer, "of no host")
         begun = trio.current_time()
         await messages.send(wire_pb2.AdvertRequest(), timeout_s=timeout_s)
         reply = await messages.receive(wire_pb2.AdvertReply, timeout_s=timeout_s, max_bytes=MAX_ADVERT_BYTES)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from edgellm.cells.spec import Isolation
+from edgellm.leasing.policy import MEMBERS, Policy
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +41,10 @@ class HostOptions:
     until: float | None = None
     """Unix time at which it stops by itself; None: when it is told to."""
     backend: str = "vllm"
+    swarm: str = ""
+    """What this user calls the private swarm to lend in; empty: the open one."""
+    policy: Policy = MEMBERS
+    """Whom to lend to."""
 
 
 _MOST_KV_BYTES = 20 << 30

@@ -33,12 +33,15 @@ from edgellm.leasing.serve import LeaseServer
 from edgellm.models.manifest import build_manifest, digest, encode_manifest
 from edgellm.models.resolve import resolve
 from edgellm.p2p.identity import exclusive_identity
-from edgellm.p2p.node import NodeConfig, open_node
+from edgellm.p2p.node import NodeConfig
 from edgellm.p2p.port_mapping import mappable_port
 from edgellm.p2p.reachability import Verdict
 from edgellm.paths import Paths
+from edgellm.swarms.chosen import swarm_called
+from edgellm.swarms.member_node import open_swarm_node, require_role
 from edgellm.trust.accounts import HostAccounts
 from edgellm.types.advert import Device, Engine, HostAdvert, ModelOffer
+from edgellm.types.member import HOST
 
 log = structlog.get_logger(__name__)
 
@@ -141,11 +144,14 @@ async def run_host(
     """Hosts until `stop` is set or the time to lend is over, then drains: no new leases, `grace_s` for running ones, the
     advert withdrawn. Meanwhile the owner can pause it (`edgellm.hosting.control`).
 
-    Raises EdgeErrors: UsageError (identity in use, port taken), ModelError, CellError (no sandbox here), DiscoveryError (no
-    bootstrap peer answers), EngineError.
+    Raises EdgeErrors: UsageError (identity in use, port taken), MembershipError (no member, or no longer), ModelError,
+    CellError (no sandbox here), DiscoveryError (no bootstrap peer answers), EngineError.
     """
     name = options.name or socket.gethostname()
-    with exclusive_identity(paths.identity) as identity, unwrapped():
+    home = swarm_called(options.swarm, paths)
+    with exclusive_identity(home.identity if home else paths.identity) as identity, unwrapped():
+        if home is not None:
+            require_role(home, HOST)
         sweep(paths.runtime)
         on_step("checking that cells can be made")
         await try_cell(options, paths)
@@ -183,7 +189,7 @@ async def run_host(
             mdns=options.mdns,
         )
         async with (
-            open_node(config) as network,
+            open_swarm_node(config, home) as network,
             open_host_kv(network, paths, options.kv_quota_bytes, options.ipfs) as pieces,
         ):
             machine = CellMachine(
@@ -204,7 +210,13 @@ async def run_host(
             )
             accounts = HostAccounts(identity, paths.state)
             leases = LeaseServer(
-                network, book, runner, now=time.time, changed=advertiser.use, accounts=accounts
+                network,
+                book,
+                runner,
+                now=time.time,
+                changed=advertiser.use,
+                accounts=accounts,
+                policy=options.policy,
             )
             serve_model_files(network, {model.offer.digest: model.served for model in models})
             publisher = Publisher(network, advertiser.current)

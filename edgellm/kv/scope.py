@@ -47,20 +47,22 @@ def _derived(secret: bytes, label: str) -> bytes:
     return HKDF(algorithm=SHA256(), length=_KEY_BYTES, salt=None, info=info).derive(secret)
 
 
-def scope_secret(scope: str, paths: Paths) -> bytes:
-    """The secret of "session" (this user's own, made on first use), or of "public".
+def scope_secret(scope: str, paths: Paths, of_swarm: bytes | None = None) -> bytes:
+    """The secret of "session" (this user's own, made on first use), of "public", or of "swarm": `of_swarm`.
 
-    Raises UsageError where it cannot be had, "swarm" included as long as this machine is in no private swarm.
+    Raises UsageError where it cannot be had: there is none for the open swarm, where `of_swarm` is None.
     """
     match scope:
         case "session":
             return _own_secret(paths)
         case "public":
             return PUBLIC_SECRET
+        case "swarm" if of_swarm is not None:
+            return of_swarm
         case "swarm":
             raise UsageError(
-                "the scope swarm needs a private swarm, and this machine is in none",
-                remedy="use --kv-scope session",
+                "the scope swarm needs a private swarm, and this is the open one",
+                remedy="use --kv-scope session, or say --swarm NAME",
             )
         case _:
             raise UsageError(f"{scope!r} is no scope", remedy="use session, swarm or public")

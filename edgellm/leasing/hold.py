@@ -25,6 +25,9 @@ log = structlog.get_logger(__name__)
 GRANT_TIMEOUT_S = 8.0
 RELEASE_TIMEOUT_S = 1.5
 NEWS_BACKLOG = 256
+_REMEDIES = {
+    "policy": "ask its owner for an invite to the swarm or for --allow, or leave the host out with --peers; see `edgellm peers`"
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +56,7 @@ class LeasesRefused(LeaseError):
         more = f" (and {len(denials) - 1} more)" if len(denials) > 1 else ""
         super().__init__(
             f"host {first.name} did not grant a lease: {first.reason}{more}",
-            remedy="try again in a moment, or see `edgellm peers` for who is free",
+            remedy=_REMEDIES.get(first.code, "try again in a moment, or see `edgellm peers` for who is free"),
         )
         self.denials = denials
 

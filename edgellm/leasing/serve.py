@@ -16,7 +16,8 @@ from edgellm.leasing import COMMIT_S, HEARTBEAT_S, PROTOCOL, SILENCE_S
 from edgellm.leasing.accept import objection
 from edgellm.leasing.codec import MAX_PLAN_BYTES, open_plan
 from edgellm.leasing.lease import Book, Lease, Refusal
-from edgellm.leasing.terms import endpoints_to_wire, terms_from_wire
+from edgellm.leasing.policy import ANYONE, Policy
+from edgellm.leasing.terms import Terms, endpoints_to_wire, terms_from_wire
 from edgellm.p2p.framing import MessageStream
 from edgellm.p2p.network import Network, Stream
 from edgellm.trust.accounts import HostAccounts
@@ -114,6 +115,7 @@ class LeaseServer:
         now: Callable[[], float],
         changed: Callable[[Book], None] = lambda book: None,
         accounts: HostAccounts | None = None,
+        policy: Policy = ANYONE,
     ) -> None:
         self._network = network
         self._runner = runner
@@ -122,6 +124,7 @@ class LeaseServer:
         self._deadline: _Deadline | None = None
         self._deadline_set = trio.Event()
         self._accounts = accounts or HostAccounts(network.identity, now=now)
+        self._policy = policy
         self._idle = trio.Condition()
         self.book = book
 
@@ -180,7 +183,7 @@ class LeaseServer:
         if first.WhichOneof("message") != "reserve":
             raise ProtocolViolation(f"peer {stream.peer} began a lease without reserving")
         terms = terms_from_wire(first.reserve)
-        granted = self.book.reserve(terms, lease=secrets.token_hex(8), requester=stream.peer, now=self._now())
+        granted = self._granted(terms, stream.peer)
         if isinstance(granted, Refusal):
             log.info("lease refused", requester=stream.peer, code=granted.code, reason=granted.reason)
             refused = wire_pb2.Refused(reason=granted.reason, code=granted.code)
@@ -206,6 +209,12 @@ class LeaseServer:
                     await messages.send(wire_pb2.FromHost(ended=ended))
                 except NetworkError:
                     log.debug("the requester is gone", lease=lease.id)
+
+    def _granted(self, terms: Terms, requester: str) -> tuple[Book, Lease] | Refusal:
+        against = self._policy.objection(requester, self._network.member(requester))
+        if against is not None:
+            return Refusal("policy", against)
+        return self.book.reserve(terms, lease=secrets.token_hex(8), requester=requester, now=self._now())
 
     async def _converse(self, conversation: _Conversation, lease: Lease, doorway: Doorway) -> None:
         granted = wire_pb2.Granted(

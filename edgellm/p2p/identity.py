@@ -52,6 +52,10 @@ class Identity:
         """The 32 secret bytes that everything else follows from."""
         return self.private_key.private_bytes_raw()
 
+    def file_content(self) -> bytes:
+        """What the file of this identity holds: as secret as the seed."""
+        return _PRIVATE_PREFIX + self.seed + self.public_key
+
     def sign(self, data: bytes) -> bytes:
         """The 64-byte Ed25519 signature of `data`."""
         return self.private_key.sign(data)
@@ -134,7 +138,7 @@ def _create(path: Path) -> None:
     try:
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(descriptor, "wb") as file:
-            file.write(_PRIVATE_PREFIX + identity.seed + identity.public_key)
+            file.write(identity.file_content())
             file.flush()
             os.fsync(descriptor)
         # A link, not a rename: of two processes that create it at once the first wins, and both load its key.
@@ -154,7 +158,7 @@ def _load(path: Path) -> Identity:
             remedy=f"chmod 600 {path}  (and make a new identity if others may have read it)",
         )
     identity = Identity.from_seed(content[4:36]) if len(content) == 68 else None
-    if identity is None or content != _PRIVATE_PREFIX + identity.seed + identity.public_key:
+    if identity is None or content != identity.file_content():
         raise UsageError(
             f"identity file {path} is damaged",
             remedy="restore it from a copy, or remove it to become a new peer",

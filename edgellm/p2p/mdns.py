@@ -13,6 +13,8 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import trio
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 from zeroconf import ServiceBrowser, ServiceInfo, ServiceStateChange, Zeroconf
 
 from edgellm.errors import UsageError
@@ -20,6 +22,7 @@ from edgellm.p2p.addresses import split_peer
 
 log = logging.getLogger(__name__)
 
+_NONCE_BYTES = 12
 SERVICE_TYPE = "_p2p-edgellm._udp.local."
 QUEUED_PEERS = 64
 LOOKUP_TIMEOUT_MS = 3000
@@ -29,11 +32,13 @@ END_S = 1.0
 
 @asynccontextmanager
 async def on_local_network(
-    peer: str, addresses: Iterable[str]
+    peer: str, addresses: Iterable[str], key: bytes | None = None
 ) -> AsyncIterator[trio.MemoryReceiveChannel[str]]:
     """Announces this peer's addresses while the context is open, and gives those of others as they are seen.
 
-    A peer that listens nowhere only looks. Raises UsageError when there is no network to multicast on.
+    A peer that listens nowhere only looks. With a `key`, who is announced can be read only by those who have it, and nobody
+    else is seen; that something announces itself from this address is for all to see. Raises UsageError when there is no
+    network to multicast on.
     """
     own = [address for address in addresses if "/p2p-circuit" not in address]
     token = trio.lowlevel.current_trio_token()
@@ -43,7 +48,7 @@ async def on_local_network(
         if state_change is ServiceStateChange.Removed:
             return
         info = zeroconf.get_service_info(service_type, name, timeout=LOOKUP_TIMEOUT_MS)
-        for address in _addresses_of(info):
+        for address in _addresses_of(info, key):
             if not address.endswith(peer):
                 token.run_sync_soon(_offer, send, address)
 
@@ -54,7 +59,7 @@ async def on_local_network(
         raise UsageError(f"cannot look for peers on the local network: {error.strerror}") from error
     try:
         if own:
-            await trio.to_thread.run_sync(zeroconf.register_service, _service(own))
+            await trio.to_thread.run_sync(zeroconf.register_service, _service(own, key))
         browser = await trio.to_thread.run_sync(
             lambda: ServiceBrowser(zeroconf, SERVICE_TYPE, handlers=[seen])
         )
@@ -67,11 +72,9 @@ async def on_local_network(
             await trio.to_thread.run_sync(zeroconf.close, abandon_on_cancel=True)
 
 
-def _service(addresses: Sequence[str]) -> ServiceInfo:
-    entries = [f"dnsaddr={address}" for address in addresses]
-    text = b"".join(
-        bytes([len(entry)]) + entry.encode("ascii") for entry in entries if len(entry) <= MAX_TXT_BYTES
-    )
+def _service(addresses: Sequence[str], key: bytes | None = None) -> ServiceInfo:
+    entries = [_entry(address, key) for address in addresses]
+    text = b"".join(bytes([len(entry)]) + entry for entry in entries if len(entry) <= MAX_TXT_BYTES)
     name = secrets.token_hex(16)  # the specification wants a name that does not tell who it is
     return ServiceInfo(
         SERVICE_TYPE,
@@ -84,17 +87,34 @@ def _service(addresses: Sequence[str]) -> ServiceInfo:
     )
 
 
-def _addresses_of(info: ServiceInfo | None) -> list[str]:
+def _entry(address: str, key: bytes | None) -> bytes:
+    if key is None:
+        return b"dnsaddr=" + address.encode("ascii")
+    nonce = secrets.token_bytes(_NONCE_BYTES)
+    return b"sealed=" + nonce + ChaCha20Poly1305(key).encrypt(nonce, address.encode("ascii"), None)
+
+
+def _opened(value: bytes, key: bytes) -> bytes:
+    """b"" where it was closed with another key."""
+    try:
+        return ChaCha20Poly1305(key).decrypt(value[:_NONCE_BYTES], value[_NONCE_BYTES:], None)
+    except (InvalidTag, ValueError):
+        return b""
+
+
+def _addresses_of(info: ServiceInfo | None, key: bytes | None = None) -> list[str]:
     text, found = (info.text if info is not None else b"") or b"", []
     while text:
         entry, text = text[1 : 1 + text[0]], text[1 + text[0] :]
-        key, _, value = entry.partition(b"=")
+        name, _, value = entry.partition(b"=")
+        if key is not None and name == b"sealed":
+            value = _opened(value, key)
         try:
             address = value.decode("ascii")
             split_peer(address)
         except (UnicodeDecodeError, UsageError):
             continue
-        if key == b"dnsaddr":
+        if name == (b"dnsaddr" if key is None else b"sealed"):
             found.append(address)
     return found
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
 from edgellm.p2p.identity import Identity
+from edgellm.types.member import Member
 
 WRITE_STALL_S = 60.0  # how long `send_all` waits for a reader; longer than an engine's imports stop one
 
@@ -103,3 +104,9 @@ class Network(Protocol):
 
     def connected_peers(self) -> frozenset[str]:
         """The ids of all peers that have a connection to this one now."""
+
+    def member(self, peer: str) -> Member | None:
+        """Who a connected peer is in the private swarm; None in the open one, which knows no members."""
+
+    async def drop(self, peer: str) -> None:
+        """Ends all connections to `peer`, with every stream on them. Raises nothing; takes a second at most."""

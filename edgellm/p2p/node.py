@@ -19,7 +19,7 @@ from libp2p.crypto.x25519 import create_new_key_pair as create_new_noise_key_pai
 from libp2p.custom_types import TProtocol
 from libp2p.host.basic_host import BasicHost
 from libp2p.host.exceptions import StreamFailure
-from libp2p.network.config import ConnectionConfig, RetryConfig
+from libp2p.network.config import INBOUND_UPGRADE_TIMEOUT, ConnectionConfig, RetryConfig
 from libp2p.peer.id import ID
 from libp2p.security.noise import transport as noise
 from multiaddr import Multiaddr
@@ -31,6 +31,8 @@ from edgellm.p2p.autonat import DialBackServer
 from edgellm.p2p.connections import relay_of
 from edgellm.p2p.dht import ProviderDirectory
 from edgellm.p2p.dialer import Dialer
+from edgellm.p2p.doorkeeper import Doorkeeper
+from edgellm.p2p.greeting import GuardedNoise
 from edgellm.p2p.handlers import run_handler
 from edgellm.p2p.identity import Identity
 from edgellm.p2p.mdns import on_local_network
@@ -41,14 +43,16 @@ from edgellm.p2p.quiet import quiet_libp2p
 from edgellm.p2p.relay import RENEW_INTERVAL_S, Relay
 from edgellm.p2p.relay_limits import Ledger, RelayLimits, Standing, is_stranger
 from edgellm.p2p.relay_server import RelayServer
-from edgellm.p2p.shutdown import bounded, close_connections, unwrapped
+from edgellm.p2p.shutdown import bounded, close_connections, cut_connections, unwrapped
 from edgellm.p2p.streams import LibP2PStream
 from edgellm.p2p.watchdog import watch
+from edgellm.types.member import Member
 
 log = logging.getLogger(__name__)
 
 MAX_CONNECTIONS = 512
 MAX_INBOUND_STREAMS_PER_PEER = 1024
+GUARDED_UPGRADE_S = 3.0  # for all of a connection's handshakes, where strangers are not welcome
 REJOIN_INTERVAL_S = 30.0
 UPGRADE_WAIT_S = 2.5
 """How long a stream waits for a direct way to a peer that is connected through a relay only."""
@@ -66,6 +70,7 @@ class NodeConfig:
     (what `relay_standing` says of a peer stands instead). `stay_reachable`: find out whether others can connect, and find
     relays when not; with `map_ports` ask the router for a port (and for `other_ports`) that leads here.
     `mdns`: announce this node on the local network and connect to others seen there.
+    `doorkeeper`: decides which peers this node has to do with; None: all.
     """
 
     identity: Identity
@@ -82,6 +87,7 @@ class NodeConfig:
     map_ports: bool = False
     other_ports: tuple[int, ...] = ()
     mdns: bool = False
+    doorkeeper: Doorkeeper | None = None
 
 
 class LibP2PNetwork:
@@ -97,6 +103,7 @@ class LibP2PNetwork:
         reach: Reach | None,
     ) -> None:
         self.identity = config.identity
+        self._doorkeeper = config.doorkeeper
         self._bootstrap = config.bootstrap
         self._bootstrap_timeout_s = config.bootstrap_timeout_s
         self._host = host
@@ -181,6 +188,12 @@ class LibP2PNetwork:
         known = self._host.get_connected_peers()
         return frozenset(str(peer_id) for peer_id in known if self._dialer.connections(peer_id))
 
+    def member(self, peer: str) -> Member | None:
+        return self._doorkeeper.member(peer) if self._doorkeeper else None
+
+    async def drop(self, peer: str) -> None:
+        await cut_connections(self._dialer.connections(ID.from_base58(peer)))
+
     async def join(self) -> None:
         """Connects to the bootstrap peers and joins the DHT through those that answer.
 
@@ -203,13 +216,14 @@ class LibP2PNetwork:
         if self._bootstrap and not reached:
             raise DiscoveryError(
                 f"no bootstrap peer answers: {'; '.join(failures)}",
-                remedy="check the addresses, and that at least one of these peers runs and can be reached",
+                remedy="check the addresses, and that at least one of these peers runs, can be reached and is in this swarm",
             )
         await self._directory.join(reached)
 
     async def meet_local_peers(self) -> None:
         """Connects to peers of the local network as they are seen, up to `MAX_LOCAL_PEERS`."""
-        async with on_local_network(self.peer, self.addresses) as seen:
+        key = self._doorkeeper.beacon_key if self._doorkeeper else None
+        async with on_local_network(self.peer, self.addresses, key) as seen:
             async for multiaddr in seen:
                 if len(self.connected_peers()) >= MAX_LOCAL_PEERS:
                     continue
@@ -302,9 +316,14 @@ async def open_node(config: NodeConfig) -> AsyncIterator[LibP2PNetwork]:
 def _make_host(config: NodeConfig, listen: tuple[Multiaddr, ...], advertisement: Advertisement) -> Any:
     keys = create_new_key_pair(config.identity.seed)
     noise_keys = create_new_noise_key_pair()
+    security = (
+        GuardedNoise(config.doorkeeper, keys, noise_privkey=noise_keys.private_key)
+        if config.doorkeeper
+        else noise.Transport(keys, noise_privkey=noise_keys.private_key)
+    )
     swarm = libp2p.new_swarm(
         key_pair=keys,
-        sec_opt={noise.PROTOCOL_ID: noise.Transport(keys, noise_privkey=noise_keys.private_key)},
+        sec_opt={noise.PROTOCOL_ID: security},
         muxer_opt={TProtocol(muxer.PROTOCOL): muxer.HardenedYamux},
         listen_addrs=listen,
         transports=[tcp.transport()],
@@ -314,6 +333,7 @@ def _make_host(config: NodeConfig, listen: tuple[Multiaddr, ...], advertisement:
             high_watermark=MAX_CONNECTIONS,
             low_watermark=0,
             min_connections=0,
+            inbound_upgrade_timeout=GUARDED_UPGRADE_S if config.doorkeeper else INBOUND_UPGRADE_TIMEOUT,
         ),
     )
     # Its limits (10 connections a second from one peer, 1,000 of global state) refuse what a cluster needs; the

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from edgellm.p2p.network import Network, PeerAddress
 from edgellm.paths import Paths
 from edgellm.requester.prefill import PrefillRatios
+from edgellm.swarms.chosen import swarm_called
 from edgellm.types.plan import KvSharing
 
 if TYPE_CHECKING:
@@ -52,9 +53,10 @@ def tracked(kv: KvRequester | None, members: Sequence[PeerAddress]) -> Iterator[
 
 @contextmanager
 def open_kv(
-    network: Network, paths: Paths, scope: str, least_prompt_tokens: int = 0
+    network: Network, paths: Paths, scope: str, least_prompt_tokens: int = 0, swarm: str = ""
 ) -> Iterator[KvRequester]:
-    """What clusters of this user share in `scope`; the records outlive the context.
+    """What clusters of this user share in `scope`, of the private swarm `swarm` where that is its own; the records outlive the
+    context.
 
     Raises UsageError where the scope's secret cannot be had.
     """
@@ -63,7 +65,8 @@ def open_kv(
     from edgellm.kv.scope import ScopeKeys, scope_secret
     from edgellm.kv.tracker import Tracker
 
-    secret = scope_secret(scope, paths)
+    home = swarm_called(swarm, paths)
+    secret = scope_secret(scope, paths, home.kv_secret() if home else None)
     paths.kv.mkdir(mode=0o700, exist_ok=True)
     with open_index(paths.kv / TRACKED) as index:
         prefill = PrefillRatios(paths.kv / "prefill.json")

@@ -20,10 +20,12 @@ from edgellm.errors import DiscoveryError
 from edgellm.models.light import LightStore
 from edgellm.p2p.identity import Identity
 from edgellm.p2p.network import Network
-from edgellm.p2p.node import NodeConfig, open_node
+from edgellm.p2p.node import NodeConfig
 from edgellm.paths import Paths
 from edgellm.requester.cluster import Requester
 from edgellm.requester.kv import open_kv
+from edgellm.swarms.chosen import swarm_called
+from edgellm.swarms.member_node import open_swarm_node
 from edgellm.trust.book import TrustBook
 from edgellm.trust.ledger import Ledger
 
@@ -43,25 +45,28 @@ class RequesterOptions:
     """`edgellm.requester.kv.KvRequester.least_prompt_tokens`."""
     check_share: float = 0.0
     """`edgellm.trust.book.TrustBook.share`."""
+    swarm: str = ""
+    """What this user calls the private swarm to ask in; empty: the open one."""
 
 
 @asynccontextmanager
 async def open_requester(options: RequesterOptions, paths: Paths) -> AsyncIterator[Requester]:
     """A requester in the swarm; it leaves when the context ends.
 
-    Raises DiscoveryError when no bootstrap peer answers, EngineError when no backend is installed.
+    Raises DiscoveryError when no bootstrap peer answers, EngineError when no backend is installed, MembershipError where this
+    machine is no member, or no longer.
     """
     backend = load_backend(options.backend)
     backend.versions()
     sweep(paths.runtime)
     async with (
-        joined_swarm(options.bootstrap, paths, mdns=options.mdns) as network,
+        joined_swarm(options.bootstrap, paths, mdns=options.mdns, swarm=options.swarm) as network,
         AsyncExitStack() as stack,
     ):
         kv = None
         if options.kv_scope:
             kv = stack.enter_context(
-                open_kv(network, paths, options.kv_scope, options.kv_least_prompt_tokens)
+                open_kv(network, paths, options.kv_scope, options.kv_least_prompt_tokens, options.swarm)
             )
         yield Requester(
             network=network,
@@ -76,17 +81,21 @@ async def open_requester(options: RequesterOptions, paths: Paths) -> AsyncIterat
 
 
 @asynccontextmanager
-async def joined_swarm(bootstrap: tuple[str, ...], paths: Paths, *, mdns: bool) -> AsyncIterator[Network]:
+async def joined_swarm(
+    bootstrap: tuple[str, ...], paths: Paths, *, mdns: bool, swarm: str = ""
+) -> AsyncIterator[Network]:
     """A peer that asks and lends nothing, connected to the swarm. Raises DiscoveryError when nobody answers.
 
-    Its identity is made for this time only, so that hosts cannot tell two questions of one person together.
+    Its identity is made for this time only, so that hosts of the open swarm cannot tell two questions of one person together.
+    In a private one its member vouches for it.
     """
+    home = swarm_called(swarm, paths)
     config = NodeConfig(
         identity=Identity.generate(), listen=(), bootstrap=bootstrap, dht_server=False, mdns=mdns
     )
-    async with open_node(config) as network:
+    async with open_swarm_node(config, home) as network:
         if bootstrap:
-            remember(bootstrap, paths.state)
+            remember(bootstrap, home.directory if home else paths.state)
         else:
             await _meet_somebody(network)
         yield network

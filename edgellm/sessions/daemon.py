@@ -65,6 +65,7 @@ async def hold(
         "none" if order.isolation == "none" else "bwrap",
         kv_scope=order.kv_scope,
         check_share=check_share(order.spot_check, order.peers, os.environ),
+        swarm=order.swarm,
     )
     wanted = Wanted(
         tensor_parallel=order.tensor_parallel,

@@ -40,6 +40,8 @@ class Order(msgspec.Struct, frozen=True):
     """How long others are looked for when a host is lost."""
     silence_s: float = 4.0
     """A host that says nothing for so long is lost."""
+    swarm: str = ""
+    """What this user calls the private swarm that it is in; empty: the open one."""
     max_cost_s: float = 0.0
     """Host-seconds that may be lent to it; 0: no limit."""
     spent_s: float = 0.0

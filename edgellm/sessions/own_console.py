@@ -65,7 +65,7 @@ class OwnConsole:
             cookie=f"edgellm-console-{self._port}",
             cookie_value=secrets.token_urlsafe(32) if order.api_key else "",
         )
-        place = Place(order.bootstrap, mdns=order.mdns)
+        place = Place(order.bootstrap, mdns=order.mdns, swarm=order.swarm)
         path = Path(order.directory) / "console.sock"
         async with attached_sources(
             network, default_paths(), order.name, place, self._close, isolation=order.isolation

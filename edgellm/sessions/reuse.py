@@ -19,7 +19,9 @@ class Asked:
     network: str
     isolation: str
     bootstrap: tuple[str, ...] = ()
-    """Of the swarm that was asked for by name; (): any that the user's sessions are in."""
+    """Said now; (): any that the user's sessions joined through."""
+    swarm: str = ""
+    """As in `edgellm.sessions.daemon_order.Order`: what is asked in one swarm is no business of another's hosts."""
 
 
 def reusable(asked: Asked, sessions: Iterable[Description]) -> str | None:
@@ -41,4 +43,5 @@ def _fits(asked: Asked, session: Description) -> bool:
     # What a wider scope keeps of a prompt, others can read.
     is_private = session.kv_scope in ("", "session")
     is_there = set(asked.bootstrap) <= set(session.bootstrap)
+    is_there = is_there and session.swarm == asked.swarm
     return is_idle and is_same and is_private and is_there and session.max_model_len > asked.max_tokens

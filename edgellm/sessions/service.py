@@ -48,6 +48,7 @@ class SessionService(session_pb2_grpc.SessionServicer):
             isolation=self._order.isolation,
             kv_scope=self._order.kv_scope or "",
             bootstrap=self._order.bootstrap,
+            swarm=self._order.swarm,
             cost_s=cost.spent(time.time()),
             max_cost_s=cost.limit_s,
             swapping_to=self._serving.swapping_to,

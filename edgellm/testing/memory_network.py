@@ -21,9 +21,12 @@ from dataclasses import dataclass, field
 import trio
 
 from edgellm.errors import NetworkError, ProtocolUnknown
+from edgellm.p2p.doorkeeper import Doorkeeper
 from edgellm.p2p.handlers import run_handler
 from edgellm.p2p.identity import Identity
 from edgellm.p2p.network import WRITE_STALL_S, PeerAddress, StreamHandler
+from edgellm.testing.memory_greeting import meet
+from edgellm.types.member import Member
 
 WINDOW_BYTES = 256 * 1024  # yamux's initial window
 PROVIDER_TTL_S = 1200.0
@@ -56,10 +59,11 @@ class MemoryHub:
         self._links: list[_Link] = []
         self._announced: dict[str, dict[str, float]] = {}
         self._wakers: set[trio.Event] = set()
+        self._connected: set[frozenset[str]] = set()
 
-    def join(self, identity: Identity | None = None) -> MemoryNetwork:
+    def join(self, identity: Identity | None = None, doorkeeper: Doorkeeper | None = None) -> MemoryNetwork:
         """A new peer; one with the same identity as a killed peer is that peer come back."""
-        network = MemoryNetwork(self, identity or Identity.generate())
+        network = MemoryNetwork(self, identity or Identity.generate(), doorkeeper)
         if network.peer in self._members:
             raise ValueError(f"peer {network.peer} is already there")
         self._members[network.peer] = network
@@ -96,6 +100,23 @@ class MemoryHub:
             self._announced.setdefault(key, {})[peer] = self._clock()
         for link in self._links_of(peer):
             link.end()
+        self._connected = {pair for pair in self._connected if peer not in pair}
+
+    def drop(self, peers: frozenset[str]) -> None:
+        """Ends the connection of two peers: their streams break, and they greet again before the next one."""
+        gone = [link for link in self._links if link.peers == peers]
+        self._links = [link for link in self._links if link.peers != peers]
+        self._connected.discard(peers)
+        for link in gone:
+            link.sever()
+
+    async def _greet(self, near: MemoryNetwork, far: MemoryNetwork) -> None:
+        peers = frozenset({near.peer, far.peer})
+        if peers in self._connected:
+            return
+        if (refusal := await meet((near.peer, near.doorkeeper), (far.peer, far.doorkeeper))) is not None:
+            raise refusal
+        self._connected.add(peers)
 
     def _links_of(self, peer: str) -> list[_Link]:
         mine = [link for link in self._links if peer in link.peers]
@@ -128,6 +149,7 @@ class MemoryHub:
             raise NetworkError(f"this node ({near.peer}) is closed")
         if far is None or not link.peers.isdisjoint(self._cut):
             raise NetworkError(f"cannot reach peer {peer}: connection refused")
+        await self._greet(near, far)
         handler = far.handlers.get(protocol)
         if handler is None:
             raise ProtocolUnknown(f"peer {peer} does not speak {protocol}")
@@ -253,8 +275,9 @@ class MemoryStream:
 class MemoryNetwork:
     """One peer of a hub; what it promises is written at `edgellm.p2p.network.Network`."""
 
-    def __init__(self, hub: MemoryHub, identity: Identity) -> None:
+    def __init__(self, hub: MemoryHub, identity: Identity, doorkeeper: Doorkeeper | None = None) -> None:
         self.identity = identity
+        self.doorkeeper = doorkeeper
         self.alive = True
         self.handlers: dict[str, StreamHandler] = {}
         self.provided: set[str] = set()
@@ -309,6 +332,7 @@ class MemoryNetwork:
             await self._hub._until_thawed(frozenset({self.peer, peer}))
             if peer not in self._hub._members or not self._hub._cut.isdisjoint({self.peer, peer}):
                 raise NetworkError(f"cannot reach peer {peer} at {multiaddr}: connection refused")
+            await self._hub._greet(self, self._hub._members[peer])
             self._meet(peer)
             return peer
         raise NetworkError(f"cannot reach peer {peer} at {multiaddr}: no answer within {timeout_s:g} s")
@@ -322,6 +346,16 @@ class MemoryNetwork:
     def connected_peers(self) -> frozenset[str]:
         there = self._known & self._hub._members.keys() - self._hub._cut
         return frozenset(there) if self.alive and self.peer not in self._hub._cut else frozenset()
+
+    def member(self, peer: str) -> Member | None:
+        return self.doorkeeper.member(peer) if self.doorkeeper else None
+
+    async def drop(self, peer: str) -> None:
+        await trio.lowlevel.checkpoint()
+        self._hub.drop(frozenset({self.peer, peer}))
+        self._known.discard(peer)
+        if peer in self._hub._members:
+            self._hub._members[peer]._known.discard(self.peer)
 
     async def handle(self, protocol: str, handler: StreamHandler, stream: MemoryStream) -> None:
         """Runs one handler until it ends or this peer is killed."""

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x65\x64gellm/wire/session.proto\x12\x12\x65\x64gellm.session.v1\"\x11\n\x0f\x44\x65scribeRequest\"\x89\x05\n\x0b\x44\x65scription\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\r\n\x05state\x18\x03 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x04 \x01(\t\x12\x16\n\x0eopened_unix_ms\x18\x05 \x01(\x04\x12\x1c\n\x14idle_expires_unix_ms\x18\x06 \x01(\x04\x12\x18\n\x10running_requests\x18\x07 \x01(\r\x12\x17\n\x0ftensor_parallel\x18\x08 \x01(\r\x12\x15\n\rmax_model_len\x18\t \x01(\r\x12\x34\n\x06stages\x18\n \x03(\x0b\x32$.edgellm.session.v1.StageDescription\x12\x11\n\tshares_kv\x18\x0b \x01(\x08\x12\x30\n\nkv_holders\x18\x0c \x03(\x0b\x32\x1c.edgellm.session.v1.KvHolder\x12\x0e\n\x06\x64igest\x18\r \x01(\t\x12\x1f\n\x17predicted_prefill_tok_s\x18\x0e \x01(\x01\x12\x10\n\x08\x65ndpoint\x18\x0f \x01(\t\x12\x13\n\x0bswapping_to\x18\x10 \x01(\t\x12\x12\n\nrecovering\x18# \x01(\t\x12\x12\n\nrecoveries\x18$ \x01(\r\x12\x0e\n\x06spares\x18% \x03(\t\x12\x0f\n\x07network\x18\x1e \x01(\t\x12\x11\n\tisolation\x18\x1f \x01(\t\x12\x0e\n\x06\x63ost_s\x18  \x01(\x01\x12\x12\n\nmax_cost_s\x18! \x01(\x01\x12\x10\n\x08kv_scope\x18\x12 \x01(\t\x12\x11\n\tbootstrap\x18\x13 \x03(\t\x12\x32\n\nunfinished\x18& \x03(\x0b\x32\x1e.edgellm.session.v1.Unfinished\x12\x12\n\napi_socket\x18\" \x01(\t\"j\n\nUnfinished\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12\x15\n\rbegun_unix_ms\x18\x04 \x01(\x04\x12\x14\n\x0clost_unix_ms\x18\x05 \x01(\x04\"6\n\x08KvHolder\x12\x0c\n\x04peer\x18\x01 \x01(\t\x12\x0e\n\x06tokens\x18\x02 \x01(\x04\x12\x0c\n\x04name\x18\x03 \x01(\t\"e\n\x10StageDescription\x12\x0c\n\x04peer\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x13\n\x0b\x66irst_layer\x18\x03 \x01(\r\x12\x11\n\tend_layer\x18\x04 \x01(\r\x12\r\n\x05relay\x18\n \x01(\t\"\x0c\n\nUseRequest\"7\n\x06\x45ngine\x12\x0e\n\x06socket\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\"\x1c\n\x0bSwapRequest\x12\r\n\x05model\x18\x01 \x01(\t\"k\n\tSwapEvent\x12\x0b\n\x03who\x18\x01 \x01(\t\x12\r\n\x05phase\x18\x02 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x03 \x01(\t\x12\x0f\n\x07\x66\x61ilure\x18\x04 \x01(\t\x12\x0e\n\x06remedy\x18\x05 \x01(\t\x12\x11\n\texit_code\x18\x06 \x01(\r\"\x0e\n\x0c\x43loseRequest\"\x0c\n\nCloseReply2\xb5\x02\n\x07Session\x12P\n\x08\x44\x65scribe\x12#.edgellm.session.v1.DescribeRequest\x1a\x1f.edgellm.session.v1.Description\x12\x43\n\x03Use\x12\x1e.edgellm.session.v1.UseRequest\x1a\x1a.edgellm.session.v1.Engine0\x01\x12H\n\x04Swap\x12\x1f.edgellm.session.v1.SwapRequest\x1a\x1d.edgellm.session.v1.SwapEvent0\x01\x12I\n\x05\x43lose\x12 .edgellm.session.v1.CloseRequest\x1a\x1e.edgellm.session.v1.CloseReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x65\x64gellm/wire/session.proto\x12\x12\x65\x64gellm.session.v1\"\x11\n\x0f\x44\x65scribeRequest\"\x98\x05\n\x0b\x44\x65scription\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\r\n\x05state\x18\x03 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x04 \x01(\t\x12\x16\n\x0eopened_unix_ms\x18\x05 \x01(\x04\x12\x1c\n\x14idle_expires_unix_ms\x18\x06 \x01(\x04\x12\x18\n\x10running_requests\x18\x07 \x01(\r\x12\x17\n\x0ftensor_parallel\x18\x08 \x01(\r\x12\x15\n\rmax_model_len\x18\t \x01(\r\x12\x34\n\x06stages\x18\n \x03(\x0b\x32$.edgellm.session.v1.StageDescription\x12\x11\n\tshares_kv\x18\x0b \x01(\x08\x12\x30\n\nkv_holders\x18\x0c \x03(\x0b\x32\x1c.edgellm.session.v1.KvHolder\x12\x0e\n\x06\x64igest\x18\r \x01(\t\x12\x1f\n\x17predicted_prefill_tok_s\x18\x0e \x01(\x01\x12\x10\n\x08\x65ndpoint\x18\x0f \x01(\t\x12\x13\n\x0bswapping_to\x18\x10 \x01(\t\x12\x12\n\nrecovering\x18# \x01(\t\x12\x12\n\nrecoveries\x18$ \x01(\r\x12\x0e\n\x06spares\x18% \x03(\t\x12\x0f\n\x07network\x18\x1e \x01(\t\x12\x11\n\tisolation\x18\x1f \x01(\t\x12\x0e\n\x06\x63ost_s\x18  \x01(\x01\x12\x12\n\nmax_cost_s\x18! \x01(\x01\x12\x10\n\x08kv_scope\x18\x12 \x01(\t\x12\x11\n\tbootstrap\x18\x13 \x03(\t\x12\x32\n\nunfinished\x18& \x03(\x0b\x32\x1e.edgellm.session.v1.Unfinished\x12\r\n\x05swarm\x18( \x01(\t\x12\x12\n\napi_socket\x18\" \x01(\t\"j\n\nUnfinished\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12\x15\n\rbegun_unix_ms\x18\x04 \x01(\x04\x12\x14\n\x0clost_unix_ms\x18\x05 \x01(\x04\"6\n\x08KvHolder\x12\x0c\n\x04peer\x18\x01 \x01(\t\x12\x0e\n\x06tokens\x18\x02 \x01(\x04\x12\x0c\n\x04name\x18\x03 \x01(\t\"e\n\x10StageDescription\x12\x0c\n\x04peer\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x13\n\x0b\x66irst_layer\x18\x03 \x01(\r\x12\x11\n\tend_layer\x18\x04 \x01(\r\x12\r\n\x05relay\x18\n \x01(\t\"\x0c\n\nUseRequest\"7\n\x06\x45ngine\x12\x0e\n\x06socket\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\"\x1c\n\x0bSwapRequest\x12\r\n\x05model\x18\x01 \x01(\t\"k\n\tSwapEvent\x12\x0b\n\x03who\x18\x01 \x01(\t\x12\r\n\x05phase\x18\x02 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x03 \x01(\t\x12\x0f\n\x07\x66\x61ilure\x18\x04 \x01(\t\x12\x0e\n\x06remedy\x18\x05 \x01(\t\x12\x11\n\texit_code\x18\x06 \x01(\r\"\x0e\n\x0c\x43loseRequest\"\x0c\n\nCloseReply2\xb5\x02\n\x07Session\x12P\n\x08\x44\x65scribe\x12#.edgellm.session.v1.DescribeRequest\x1a\x1f.edgellm.session.v1.Description\x12\x43\n\x03Use\x12\x1e.edgellm.session.v1.UseRequest\x1a\x1a.edgellm.session.v1.Engine0\x01\x12H\n\x04Swap\x12\x1f.edgellm.session.v1.SwapRequest\x1a\x1d.edgellm.session.v1.SwapEvent0\x01\x12I\n\x05\x43lose\x12 .edgellm.session.v1.CloseRequest\x1a\x1e.edgellm.session.v1.CloseReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,25 +34,25 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DESCRIBEREQUEST']._serialized_start=50
   _globals['_DESCRIBEREQUEST']._serialized_end=67
   _globals['_DESCRIPTION']._serialized_start=70
-  _globals['_DESCRIPTION']._serialized_end=719
-  _globals['_UNFINISHED']._serialized_start=721
-  _globals['_UNFINISHED']._serialized_end=827
-  _globals['_KVHOLDER']._serialized_start=829
-  _globals['_KVHOLDER']._serialized_end=883
-  _globals['_STAGEDESCRIPTION']._serialized_start=885
-  _globals['_STAGEDESCRIPTION']._serialized_end=986
-  _globals['_USEREQUEST']._serialized_start=988
-  _globals['_USEREQUEST']._serialized_end=1000
-  _globals['_ENGINE']._serialized_start=1002
-  _globals['_ENGINE']._serialized_end=1057
-  _globals['_SWAPREQUEST']._serialized_start=1059
-  _globals['_SWAPREQUEST']._serialized_end=1087
-  _globals['_SWAPEVENT']._serialized_start=1089
-  _globals['_SWAPEVENT']._serialized_end=1196
-  _globals['_CLOSEREQUEST']._serialized_start=1198
-  _globals['_CLOSEREQUEST']._serialized_end=1212
-  _globals['_CLOSEREPLY']._serialized_start=1214
-  _globals['_CLOSEREPLY']._serialized_end=1226
-  _globals['_SESSION']._serialized_start=1229
-  _globals['_SESSION']._serialized_end=1538
+  _globals['_DESCRIPTION']._serialized_end=734
+  _globals['_UNFINISHED']._serialized_start=736
+  _globals['_UNFINISHED']._serialized_end=842
+  _globals['_KVHOLDER']._serialized_start=844
+  _globals['_KVHOLDER']._serialized_end=898
+  _globals['_STAGEDESCRIPTION']._serialized_start=900
+  _globals['_STAGEDESCRIPTION']._serialized_end=1001
+  _globals['_USEREQUEST']._serialized_start=1003
+  _globals['_USEREQUEST']._serialized_end=1015
+  _globals['_ENGINE']._serialized_start=1017
+  _globals['_ENGINE']._serialized_end=1072
+  _globals['_SWAPREQUEST']._serialized_start=1074
+  _globals['_SWAPREQUEST']._serialized_end=1102
+  _globals['_SWAPEVENT']._serialized_start=1104
+  _globals['_SWAPEVENT']._serialized_end=1211
+  _globals['_CLOSEREQUEST']._serialized_start=1213
+  _globals['_CLOSEREQUEST']._serialized_end=1227
+  _globals['_CLOSEREPLY']._serialized_start=1229
+  _globals['_CLOSEREPLY']._serialized_end=1241
+  _globals['_SESSION']._serialized_start=1244
+  _globals['_SESSION']._serialized_end=1553
 # @@protoc_insertion_point(module_scope)

@@ -11,7 +11,7 @@ class DescribeRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class Description(_message.Message):
-    __slots__ = ("name", "model", "state", "detail", "opened_unix_ms", "idle_expires_unix_ms", "running_requests", "tensor_parallel", "max_model_len", "stages", "shares_kv", "kv_holders", "digest", "predicted_prefill_tok_s", "endpoint", "swapping_to", "recovering", "recoveries", "spares", "network", "isolation", "cost_s", "max_cost_s", "kv_scope", "bootstrap", "unfinished", "api_socket")
+    __slots__ = ("name", "model", "state", "detail", "opened_unix_ms", "idle_expires_unix_ms", "running_requests", "tensor_parallel", "max_model_len", "stages", "shares_kv", "kv_holders", "digest", "predicted_prefill_tok_s", "endpoint", "swapping_to", "recovering", "recoveries", "spares", "network", "isolation", "cost_s", "max_cost_s", "kv_scope", "bootstrap", "unfinished", "swarm", "api_socket")
     NAME_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
@@ -38,6 +38,7 @@ class Description(_message.Message):
     KV_SCOPE_FIELD_NUMBER: _ClassVar[int]
     BOOTSTRAP_FIELD_NUMBER: _ClassVar[int]
     UNFINISHED_FIELD_NUMBER: _ClassVar[int]
+    SWARM_FIELD_NUMBER: _ClassVar[int]
     API_SOCKET_FIELD_NUMBER: _ClassVar[int]
     name: str
     model: str
@@ -65,8 +66,9 @@ class Description(_message.Message):
     kv_scope: str
     bootstrap: _containers.RepeatedScalarFieldContainer[str]
     unfinished: _containers.RepeatedCompositeFieldContainer[Unfinished]
+    swarm: str
     api_socket: str
-    def __init__(self, name: _Optional[str] = ..., model: _Optional[str] = ..., state: _Optional[str] = ..., detail: _Optional[str] = ..., opened_unix_ms: _Optional[int] = ..., idle_expires_unix_ms: _Optional[int] = ..., running_requests: _Optional[int] = ..., tensor_parallel: _Optional[int] = ..., max_model_len: _Optional[int] = ..., stages: _Optional[_Iterable[_Union[StageDescription, _Mapping]]] = ..., shares_kv: bool = ..., kv_holders: _Optional[_Iterable[_Union[KvHolder, _Mapping]]] = ..., digest: _Optional[str] = ..., predicted_prefill_tok_s: _Optional[float] = ..., endpoint: _Optional[str] = ..., swapping_to: _Optional[str] = ..., recovering: _Optional[str] = ..., recoveries: _Optional[int] = ..., spares: _Optional[_Iterable[str]] = ..., network: _Optional[str] = ..., isolation: _Optional[str] = ..., cost_s: _Optional[float] = ..., max_cost_s: _Optional[float] = ..., kv_scope: _Optional[str] = ..., bootstrap: _Optional[_Iterable[str]] = ..., unfinished: _Optional[_Iterable[_Union[Unfinished, _Mapping]]] = ..., api_socket: _Optional[str] = ...) -> None: ...
+    def __init__(self, name: _Optional[str] = ..., model: _Optional[str] = ..., state: _Optional[str] = ..., detail: _Optional[str] = ..., opened_unix_ms: _Optional[int] = ..., idle_expires_unix_ms: _Optional[int] = ..., running_requests: _Optional[int] = ..., tensor_parallel: _Optional[int] = ..., max_model_len: _Optional[int] = ..., stages: _Optional[_Iterable[_Union[StageDescription, _Mapping]]] = ..., shares_kv: bool = ..., kv_holders: _Optional[_Iterable[_Union[KvHolder, _Mapping]]] = ..., digest: _Optional[str] = ..., predicted_prefill_tok_s: _Optional[float] = ..., endpoint: _Optional[str] = ..., swapping_to: _Optional[str] = ..., recovering: _Optional[str] = ..., recoveries: _Optional[int] = ..., spares: _Optional[_Iterable[str]] = ..., network: _Optional[str] = ..., isolation: _Optional[str] = ..., cost_s: _Optional[float] = ..., max_cost_s: _Optional[float] = ..., kv_scope: _Optional[str] = ..., bootstrap: _Optional[_Iterable[str]] = ..., unfinished: _Optional[_Iterable[_Union[Unfinished, _Mapping]]] = ..., swarm: _Optional[str] = ..., api_socket: _Optional[str] = ...) -> None: ...
 
 class Unfinished(_message.Message):
     __slots__ = ("path", "request_id", "model", "begun_unix_ms", "lost_unix_ms")

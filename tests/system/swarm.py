@@ -59,6 +59,14 @@ def _use(machine: Machine) -> None:
         (machine.home / CACHE / file).write_bytes(content)
 
 
+def use(lan: Lan, name: str) -> Machine:
+    """A new machine whose user has used the product before."""
+    machine = lan.add(name)
+    _use(machine)
+    lan.before |= Snapshot.take([machine])
+    return machine
+
+
 class Swarm:
     """A LAN with a meeting point and a requester that lends nothing; hosts are added."""
 
@@ -72,10 +80,7 @@ class Swarm:
 
     def machine(self, name: str) -> Machine:
         """A new machine whose user has used the product before."""
-        machine = self.lan.add(name)
-        _use(machine)
-        self.lan.before |= Snapshot.take([machine])
-        return machine
+        return use(self.lan, name)
 
     def start_host(
         self,
@@ -86,7 +91,7 @@ class Swarm:
         program: Sequence[str] = ("edgellm",),
     ) -> Host:
         """Begins to lend; `Host.wait_ready` waits until it does."""
-        argv = [*program, "host", "--model", str(model), "--bootstrap", self.address]
+        argv = [*program, "host", "--model", str(model), "--allow-anyone", "--bootstrap", self.address]
         argv += ["--memory", memory, "--threads", "1", "--grace", "0", *options]
         return Host(machine, machine.start(argv))
 
@@ -96,7 +101,8 @@ class Swarm:
         return [host.wait_ready() for host in started]
 
     def command(self, verb: str, *words: str) -> list[str]:
-        return ["edgellm", *verb.split(), *words, "--bootstrap", self.address]
+        lending = ("--allow-anyone",) if verb == "host" else ()
+        return ["edgellm", *verb.split(), *words, *lending, "--bootstrap", self.address]
 
     def ask(self, prompt: str, *options: str, model: str = "tiny") -> list[str]:
         """The command line of a greedy question."""

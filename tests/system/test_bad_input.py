@@ -84,7 +84,11 @@ def test_more_hosts_than_there_are(swarm: Swarm) -> None:
 @pytest.mark.parametrize("verb", ["ask", "host", "peers"])
 def test_no_bootstrap_peer_answers(swarm: Swarm, verb: str) -> None:
     address = f"/ip4/10.77.0.99/tcp/4001/p2p/{NOBODY}"
-    words = {"ask": ["hello", "--model", "tiny"], "host": ["--model", str(TINY)], "peers": []}[verb]
+    words = {
+        "ask": ["hello", "--model", "tiny"],
+        "host": ["--allow-anyone", "--model", str(TINY)],
+        "peers": [],
+    }[verb]
     error, remedy, _ = refused(
         swarm.requester, ["edgellm", verb, *words, "--bootstrap", address], within_s=40
     )

@@ -21,7 +21,7 @@ def test_hosts_of_a_trusted_lan_talk_plain_tcp(lan: Lan, solo: Solo, isolation: 
     swarm = Swarm(lan)
     options = ("--network", "direct", "--isolation", isolation)
     machines = [swarm.machine(name) for name in ("alice", "bob")]
-    lending = ["--memory", "2GiB", "--threads", "1", "--grace", "0"]
+    lending = ["--allow-anyone", "--memory", "2GiB", "--threads", "1", "--grace", "0"]
     hosts = [
         machine.start(["edgellm", "host", "--model", str(TINY), "--mdns", *lending, *options])
         for machine in machines

@@ -35,6 +35,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     # It is set for the whole process, and would outlive the test.
     monkeypatch.setattr("edgellm.log.log_to", lambda: None)
     monkeypatch.delenv("EDGELLM_BOOTSTRAP", raising=False)
+    monkeypatch.delenv("EDGELLM_SWARM", raising=False)
     monkeypatch.delenv("EDGELLM_TRACEBACK", raising=False)
     return tmp_path
 
@@ -56,7 +57,7 @@ def test_help_is_quick() -> None:
     )
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    for verb in ("ask", "host", "session", "peers", "models", "doctor", "bootstrap", "demo"):
+    for verb in ("ask", "host", "session", "swarm", "peers", "models", "doctor", "bootstrap", "demo"):
         assert verb in done.stdout
     assert used < HELP_CPU_S
 
@@ -105,6 +106,12 @@ def test_help_is_quick() -> None:
         (["session", "open", "-m", "tiny", "--api-key", "two words"], "an API key has", "EDGELLM_API_KEY"),
         (["session", "open", "-m", "tiny", "--port", "70000"], "--port", "session open --help"),
         (["nonsense"], "nonsense", "--help"),
+        (["host", "-m", "tiny"], "nobody may lease this machine yet", "--allow-anyone"),
+        (["host", "-m", "tiny", "--allow-members"], "needs a private swarm", "--swarm NAME"),
+        (["host", "-m", "tiny", "--allow", "bob"], "'bob' is no peer id", "12D3Koo"),
+        (["peers", "--swarm", "lab"], "in no swarm called 'lab'", "edgellm swarm join"),
+        (["swarm", "create", "open"], "no name for a swarm", "small letters"),
+        (["swarm", "invite"], "in no private swarm", "edgellm swarm create"),
     ],
 )
 def test_what_cannot_be_is_two_lines_and_status_2(

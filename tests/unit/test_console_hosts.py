@@ -225,6 +225,8 @@ def test_how_a_host_is_started() -> None:
         "--listen=/ip4/0.0.0.0/tcp/0",
         "--grace=5",
         "--isolation=bwrap",
+        "--swarm=open",
+        "--allow-anyone",
         "--bootstrap=/a",
         "--bootstrap=/b",
         "--mdns",

@@ -40,7 +40,9 @@ class World:
     founded: list[NodeConfig] = field(default_factory=list)
 
     @asynccontextmanager
-    async def join(self, known: tuple[str, ...], paths: Paths, *, mdns: bool) -> AsyncIterator[Network]:
+    async def join(
+        self, known: tuple[str, ...], paths: Paths, *, mdns: bool, swarm: str = ""
+    ) -> AsyncIterator[Network]:
         self.joined.append(known)
         await trio.sleep(1)
         if not self.is_there:
