@@ -6,7 +6,6 @@ TCP, Noise and Yamux only: libp2p's QUIC is slow in Python, and its list of othe
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, closing, nullcontext, suppress
 from dataclasses import dataclass, field
@@ -31,8 +30,11 @@ from edgellm.p2p.autonat import DialBackServer
 from edgellm.p2p.connections import relay_of
 from edgellm.p2p.dht import ProviderDirectory
 from edgellm.p2p.dialer import Dialer
+from edgellm.p2p.gate import Doorkeeper
 from edgellm.p2p.handlers import run_handler
 from edgellm.p2p.identity import Identity
+from edgellm.p2p.known_peers import bound_peerstore
+from edgellm.p2p.limits import MAX_CONNECTIONS, ConnectionLimits
 from edgellm.p2p.mdns import on_local_network
 from edgellm.p2p.nat import RELAYS_KEY, Reach
 from edgellm.p2p.network import PeerAddress, StreamHandler
@@ -42,13 +44,12 @@ from edgellm.p2p.relay import RENEW_INTERVAL_S, Relay
 from edgellm.p2p.relay_limits import Ledger, RelayLimits, Standing, is_stranger
 from edgellm.p2p.relay_server import RelayServer
 from edgellm.p2p.shutdown import bounded, close_connections, unwrapped
+from edgellm.p2p.stream_gate import ProtocolGate, all_streams
 from edgellm.p2p.streams import LibP2PStream
 from edgellm.p2p.watchdog import watch
 
 log = logging.getLogger(__name__)
 
-MAX_CONNECTIONS = 512
-MAX_INBOUND_STREAMS_PER_PEER = 1024
 REJOIN_INTERVAL_S = 30.0
 UPGRADE_WAIT_S = 2.5
 """How long a stream waits for a direct way to a peer that is connected through a relay only."""
@@ -65,7 +66,7 @@ class NodeConfig:
     reached through, for a machine that others cannot connect to. `serve_relay`: be such a relay, within `relay_limits`
     (what `relay_standing` says of a peer stands instead). `stay_reachable`: find out whether others can connect, and find
     relays when not; with `map_ports` ask the router for a port (and for `other_ports`) that leads here.
-    `mdns`: announce this node on the local network and connect to others seen there.
+    `mdns`: announce this node on the local network and connect to others seen there. `limits`: for what others open here.
     """
 
     identity: Identity
@@ -82,6 +83,7 @@ class NodeConfig:
     map_ports: bool = False
     other_ports: tuple[int, ...] = ()
     mdns: bool = False
+    limits: ConnectionLimits = field(default_factory=ConnectionLimits)
 
 
 class LibP2PNetwork:
@@ -158,8 +160,15 @@ class LibP2PNetwork:
         return relay_of(self._host.get_network(), ID.from_base58(peer))
 
     def serve(self, protocol: str, handler: StreamHandler) -> None:
+        gate = ProtocolGate(protocol)
+
         async def handle(net_stream: Any) -> None:
-            await run_handler(protocol, handler, LibP2PStream(net_stream))
+            stream = LibP2PStream(net_stream)
+            if not gate.admits(stream.peer):
+                await stream.reset()
+                return
+            with gate.counts.one_of(stream.peer):
+                await run_handler(protocol, handler, stream)
 
         self._host.set_stream_handler(TProtocol(protocol), handle)
 
@@ -251,7 +260,12 @@ async def open_node(config: NodeConfig) -> AsyncIterator[LibP2PNetwork]:
     dialer = Dialer(host, lambda: 0 if reach is not None and reach.is_direct else port())
     relay = Relay(host, dialer, through=config.relays)
     advertisement.relayed = relay.addresses
-    directory = ProviderDirectory(host, server=config.dht_server)
+    trusted = [ID.from_base58(split_peer(multiaddr)[1]) for multiaddr in config.bootstrap]
+    directory = ProviderDirectory(host, server=config.dht_server, trusted=trusted)
+    bound_peerstore(
+        host.get_peerstore(),
+        lambda: (host.get_id(), *host.get_connected_peers(), *trusted, *directory.known()),
+    )
     puncher = HolePuncher(host, port, config.announce)
     if config.serve_relay:
         RelayServer(host, Ledger(config.relay_limits, config.relay_standing or is_stranger))
@@ -314,11 +328,12 @@ def _make_host(config: NodeConfig, listen: tuple[Multiaddr, ...], advertisement:
             high_watermark=MAX_CONNECTIONS,
             low_watermark=0,
             min_connections=0,
+            inbound_upgrade_timeout=config.limits.handshake_s,
         ),
     )
-    # Its limits (10 connections a second from one peer, 1,000 of global state) refuse what a cluster needs; the
-    # ones that matter are `MAX_CONNECTIONS` and, for streams, `_guard`.
+    # Why not its own: `edgellm.p2p.limits`.
     swarm.set_resource_manager(None)
+    swarm._handle_inbound_connection = Doorkeeper(swarm, config.limits).accept
     # It dials half of `high_watermark` of all peers ever heard of, for ever.
     swarm.auto_connector.start = _do_nothing
     host = BasicHost(network=swarm, disable_identify_address_discovery=True)
@@ -332,24 +347,22 @@ def _make_host(config: NodeConfig, listen: tuple[Multiaddr, ...], advertisement:
 
 
 def _guard(handle: Any) -> Any:
-    """libp2p's own stream handler, so that nothing leaves it and no peer holds too many streams."""
-    open_streams: Counter[str] = Counter()
+    """libp2p's own stream handler, so that nothing leaves it, no peer holds too many streams, and none stays half open."""
+    streams = all_streams()
 
     async def guarded(net_stream: Any) -> None:
         peer = str(net_stream.muxed_conn.peer_id)
-        if open_streams[peer] >= MAX_INBOUND_STREAMS_PER_PEER:
+        if not streams.has_room(peer):
             await LibP2PStream(net_stream).reset()
             return
-        open_streams[peer] += 1
-        try:
-            await handle(net_stream)
-        except Exception:
-            log.debug("a stream of peer %s failed", peer, exc_info=True)
-            await LibP2PStream(net_stream).reset()
-        finally:
-            open_streams[peer] -= 1
-            if not open_streams[peer]:
-                del open_streams[peer]
+        with streams.one_of(peer):
+            try:
+                await handle(net_stream)
+            except Exception:
+                log.debug("a stream of peer %s failed", peer, exc_info=True)
+                await LibP2PStream(net_stream).reset()
+            else:
+                await muxer.end(net_stream.muxed_stream)
 
     return guarded
 
