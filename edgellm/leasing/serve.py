@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, AbstractContextManager
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -14,6 +14,7 @@ import trio
 from edgellm.errors import EdgeError, NetworkError, ProtocolViolation
 from edgellm.leasing import COMMIT_S, HEARTBEAT_S, PROTOCOL, SILENCE_S
 from edgellm.leasing.accept import objection
+from edgellm.leasing.account import NOTICE_S, Account
 from edgellm.leasing.codec import MAX_PLAN_BYTES, open_plan
 from edgellm.leasing.lease import Book, Lease, Refusal
 from edgellm.leasing.terms import endpoints_to_wire, terms_from_wire
@@ -114,7 +115,9 @@ class LeaseServer:
         now: Callable[[], float],
         changed: Callable[[Book], None] = lambda book: None,
         accounts: HostAccounts | None = None,
+        account: Account | None = None,
     ) -> None:
+        """`account`: what the host may still lend; None: as much as it likes."""
         self._network = network
         self._runner = runner
         self._now = now
@@ -122,6 +125,7 @@ class LeaseServer:
         self._deadline: _Deadline | None = None
         self._deadline_set = trio.Event()
         self._accounts = accounts or HostAccounts(network.identity, now=now)
+        self.account = account
         self._idle = trio.Condition()
         self.book = book
 
@@ -180,7 +184,9 @@ class LeaseServer:
         if first.WhichOneof("message") != "reserve":
             raise ProtocolViolation(f"peer {stream.peer} began a lease without reserving")
         terms = terms_from_wire(first.reserve)
-        granted = self.book.reserve(terms, lease=secrets.token_hex(8), requester=stream.peer, now=self._now())
+        granted = (self.account and self.account.refusal(stream.peer)) or self.book.reserve(
+            terms, lease=secrets.token_hex(8), requester=stream.peer, now=self._now()
+        )
         if isinstance(granted, Refusal):
             log.info("lease refused", requester=stream.peer, code=granted.code, reason=granted.reason)
             refused = wire_pb2.Refused(reason=granted.reason, code=granted.code)
@@ -191,7 +197,7 @@ class LeaseServer:
         log.info("lease granted", lease=lease.id, requester=stream.peer, devices=lease.devices)
         conversation = _Conversation(messages)
         try:
-            with self._runner.prepare(lease) as doorway:
+            with self._charged(lease), self._runner.prepare(lease) as doorway:
                 await self._converse(conversation, lease, doorway)
         finally:
             self._update(self.book.release(lease.id))
@@ -223,6 +229,7 @@ class LeaseServer:
                 nursery.start_soon(self._listen, conversation, lease, doorway)
                 nursery.start_soon(self._beat, conversation)
                 nursery.start_soon(self._keep_deadline, conversation)
+                nursery.start_soon(self._end_when_used_up, conversation, lease)
                 nursery.start_soon(self._run, conversation, lease, doorway)
 
     async def _listen(self, conversation: _Conversation, lease: Lease, doorway: Doorway) -> None:
@@ -297,6 +304,24 @@ class LeaseServer:
                 conversation.end("expired", f"the requester does not listen: {error}")
                 return
             await trio.sleep(HEARTBEAT_S)
+
+    def _charged(self, lease: Lease) -> AbstractContextManager[None]:
+        return nullcontext() if self.account is None else self.account.hold(lease)
+
+    async def _end_when_used_up(self, conversation: _Conversation, lease: Lease) -> None:
+        """Tells the requester to go elsewhere when nothing is left for its lease, and ends that `NOTICE_S` later."""
+        if self.account is None:
+            return
+        why = await self.account.used_up(lease)
+        log.info("a lease is drained", lease=lease.id, reason=why)
+        deadline = wire_pb2.Draining(deadline_unix_ms=round((self._now() + NOTICE_S) * 1000))
+        try:
+            await conversation.send(wire_pb2.FromHost(draining=deadline))
+        except NetworkError as error:
+            conversation.end("expired", f"the requester does not listen: {error}")
+            return
+        await trio.sleep(NOTICE_S)
+        conversation.end("drained", why)
 
     async def _keep_deadline(self, conversation: _Conversation) -> None:
         """Tells the requester each deadline as it is set, and ends the lease when one has come."""

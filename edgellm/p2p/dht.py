@@ -14,9 +14,9 @@ What is mended, and where:
 * a stream that says nothing keeps one of few places for ever: `_serve` gives each peer some, for some time
 * provider records have no bounds that hold against many identities: `edgellm.p2p.provider_records`
 
-What stands against peers that surround a key and name each other (eclipse): who provides it is told to, and asked of, the bootstrap
-peers, which the user chose, and peers that are connected now; in swarms where not everyone holds every key it lies under
-`SHARDS` names, each in another neighbourhood; and what one peer answers is only its share of the result.
+What stands against peers that surround a key and name each other (eclipse): who provides it is told to, and asked of, the
+bootstrap peers, which the user chose, and peers that are connected now; in swarms where not everyone holds every key it lies
+under `SHARDS` names, each in another neighbourhood; and what one peer answers is only its share of the result.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """How many peers a node remembers addresses of, and which it forgets first.
 
-py-libp2p 0.8.1 keeps 1,000, and forgets entries without addresses before all others. A node's own keys are such an entry: whoever
-tells it of 1,000 peers takes away its identity.
+py-libp2p 0.8.1 keeps 1,000, and forgets entries without addresses before all others. A node's own keys are such an entry:
+whoever tells it of 1,000 peers takes away its identity.
 """
 
 from __future__ import annotations

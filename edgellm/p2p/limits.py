@@ -4,8 +4,8 @@ Identities are free, so nothing is bounded by peer id alone: connections count b
 each kind has a total.
 
 py-libp2p 0.8.1's resource manager stays off. It can be given larger numbers, but not these limits: its subnets are those
-that were listed beforehand, its rate is for peers that have proven an id, it does not bound what has not ended its handshake, and
-when its count is reached it lowers its own limits.
+that were listed beforehand, its rate is for peers that have proven an id, it does not bound what has not ended its
+handshake, and when its count is reached it lowers its own limits.
 """
 
 from __future__ import annotations

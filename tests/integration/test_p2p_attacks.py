@@ -163,7 +163,7 @@ async def test_streams_left_half_open_are_reset(monkeypatch: pytest.MonkeyPatch)
         network.serve("/edgellm/test/one/1", one_answer)
         streams = [await hostile.open_stream(network.peer, "/edgellm/test/one/1") for _ in range(40)]
         (connection, *_) = network._dialer.connections(ID.from_base58(hostile.peer))
-        assert len(connection.muxed_conn.streams) >= 40
+        assert len(connection.muxed_conn.streams) > 30
         await trio.sleep(1.5)
         assert len(connection.muxed_conn.streams) < 5
         assert len(streams) == 40
