@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 BENCH  ?= main
 
-.PHONY: setup peers demo test unit lint format proto soak bench clean
+.PHONY: setup peers demo test unit lint format proto soak fuzz bench clean
 
 setup:
 	setup/system.sh
@@ -45,6 +45,10 @@ proto: setup
 # The long forms of tests that run short everywhere else: 10 GB through a store of 2 GB. Needs that much disk, and minutes.
 soak: setup
 	EDGELLM_FULL_TESTS=1 $(BIN)/python -m pytest tests/chaos
+
+# A million inputs and more for everything that reads bytes of strangers, in under five minutes; writes benchmarks/out/fuzz.json.
+fuzz: setup
+	$(BIN)/python -m tests.fuzz
 
 # Both sides in one run; writes benchmarks/out/$(BENCH).json. Needs root.
 bench: setup

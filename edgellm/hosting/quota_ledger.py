@@ -33,12 +33,20 @@ def load_ledger(path: Path) -> Ledger:
     except OSError as error:
         raise UsageError(f"cannot read the quota's ledger {path}: {error.strerror}") from error
     try:
-        rows = msgspec.json.decode(content, type=_File).taken
-    except msgspec.DecodeError as error:
+        return decode_ledger(content)
+    except ValueError as error:
         raise UsageError(
             f"the quota's ledger {path} is damaged",
             remedy="remove it; what was lent so far is then lent once more",
         ) from error
+
+
+def decode_ledger(content: bytes) -> Ledger:
+    """Raises ValueError for what is no ledger."""
+    try:
+        rows = msgspec.json.decode(content, type=_File).taken
+    except msgspec.DecodeError as error:
+        raise ValueError(str(error)) from error
     return Ledger({(row.who, row.kind, row.period): Entry(row.began, row.amount) for row in rows})
 
 
