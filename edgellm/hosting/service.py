@@ -213,7 +213,14 @@ async def run_host(
             )
             accounts = HostAccounts(identity, paths.state)
             leases = LeaseServer(
-                network, book, runner, now=time.time, changed=advertiser.use, accounts=accounts, account=quota
+                network,
+                book,
+                runner,
+                now=time.time,
+                changed=advertiser.use,
+                accounts=accounts,
+                account=quota,
+                origin_of=network.origin_of,
             )
             serve_model_files(network, {model.offer.digest: model.served for model in models})
             publisher = Publisher(network, advertiser.current)

@@ -17,6 +17,7 @@ from edgellm.leasing.accept import objection
 from edgellm.leasing.account import NOTICE_S, Account
 from edgellm.leasing.codec import MAX_PLAN_BYTES, open_plan
 from edgellm.leasing.lease import Book, Lease, Refusal
+from edgellm.leasing.patience import Patience
 from edgellm.leasing.terms import endpoints_to_wire, terms_from_wire
 from edgellm.p2p.framing import MessageStream
 from edgellm.p2p.network import Network, Stream
@@ -117,8 +118,11 @@ class LeaseServer:
         changed: Callable[[Book], None] = lambda book: None,
         accounts: HostAccounts | None = None,
         account: Account | None = None,
+        origin_of: Callable[[str], str] = lambda peer: peer,
     ) -> None:
-        """`account`: what the host may still lend; None: as much as it likes."""
+        """`account`: what the host may still lend; None: as much as it likes. `origin_of`: where a peer connects from, as
+        peer ids cost nothing.
+        """
         self._network = network
         self._runner = runner
         self._now = now
@@ -127,6 +131,8 @@ class LeaseServer:
         self._deadline_set = trio.Event()
         self._accounts = accounts or HostAccounts(network.identity, now=now)
         self.account = account
+        self._origin_of = origin_of
+        self._patience = Patience()
         self._idle = trio.Condition()
         self.book = book
 
@@ -185,7 +191,8 @@ class LeaseServer:
         if first.WhichOneof("message") != "reserve":
             raise ProtocolViolation(f"peer {stream.peer} began a lease without reserving")
         terms = terms_from_wire(first.reserve)
-        granted = (self.account and self.account.refusal(stream.peer)) or self.book.reserve(
+        origin, begun = self._origin_of(stream.peer), trio.current_time()
+        granted = self._refusal(stream.peer, origin) or self.book.reserve(
             terms, lease=secrets.token_hex(8), requester=stream.peer, now=self._now()
         )
         if isinstance(granted, Refusal):
@@ -202,6 +209,8 @@ class LeaseServer:
                 await self._converse(conversation, lease, doorway)
         finally:
             self._update(self.book.release(lease.id))
+            if conversation.plan is None:
+                self._patience.wasted(origin, trio.current_time() - begun, trio.current_time())
             end = conversation.ended or _End("invalid", "the host failed")
             log.info("lease ended", lease=lease.id, code=end.code, reason=end.reason)
             self._accounts.ended(lease, end.code)
@@ -305,6 +314,12 @@ class LeaseServer:
                 conversation.end("expired", f"the requester does not listen: {error}")
                 return
             await trio.sleep(HEARTBEAT_S)
+
+    def _refusal(self, requester: str, origin: str) -> Refusal | None:
+        """Why nothing is lent to this requester, whatever it asks for."""
+        if self.account is not None and (refusal := self.account.refusal(requester)) is not None:
+            return refusal
+        return self._patience.refusal(origin, trio.current_time())
 
     def _charged(self, lease: Lease) -> AbstractContextManager[None]:
         return nullcontext() if self.account is None else self.account.hold(lease)

@@ -34,7 +34,7 @@ from edgellm.p2p.gate import Doorkeeper
 from edgellm.p2p.handlers import run_handler
 from edgellm.p2p.identity import Identity
 from edgellm.p2p.known_peers import bound_peerstore
-from edgellm.p2p.limits import MAX_CONNECTIONS, ConnectionLimits
+from edgellm.p2p.limits import MAX_CONNECTIONS, ConnectionLimits, origin
 from edgellm.p2p.mdns import on_local_network
 from edgellm.p2p.nat import RELAYS_KEY, Reach
 from edgellm.p2p.network import PeerAddress, StreamHandler
@@ -158,6 +158,13 @@ class LibP2PNetwork:
 
     def relay_of(self, peer: str) -> str:
         return relay_of(self._host.get_network(), ID.from_base58(peer))
+
+    def origin_of(self, peer: str) -> str:
+        """The network or address that `peer` connects from, as far as it tells peers apart; else the peer itself."""
+        for connection in self._host.get_network().get_connections(ID.from_base58(peer)):
+            if (remote := connection.muxed_conn.get_remote_address()) is not None:
+                return origin(remote[0]).address or peer
+        return peer
 
     def serve(self, protocol: str, handler: StreamHandler) -> None:
         gate = ProtocolGate(protocol)
