@@ -14,7 +14,7 @@ from edgellm.errors import HostLost, ModelError, NetworkError, unwrapped
 from edgellm.hosting.model_files import PROTOCOL as MODEL
 from edgellm.hosting.model_files import ServedModel, serve_model_files
 from edgellm.leasing import PROTOCOL as LEASE
-from edgellm.leasing.hold import LeasesRefused, Wish, hold_leases
+from edgellm.leasing.hold import LeasesRefused, Wish
 from edgellm.models.light import LightStore
 from edgellm.models.manifest import build_manifest, digest, encode_manifest
 from edgellm.p2p.framing import MessageStream
@@ -25,6 +25,7 @@ from edgellm.testing.memory_network import MemoryHub, MemoryNetwork, open_hub
 from edgellm.wire import wire_pb2
 from tests.unit.samples import terms
 from tests.unit.swarm_in_memory import TINY
+from tests.unit.test_leasing_stream import hold_leases
 
 MANIFEST = build_manifest(TINY, None)
 ENCODED = encode_manifest(MANIFEST)

@@ -15,11 +15,11 @@ from edgellm.hosting.quota import Allowance, Ledger, Work, began, ends, parse_le
 from edgellm.hosting.quota_keeper import SAVE_S, QuotaKeeper
 from edgellm.hosting.quota_ledger import load_ledger, save_ledger
 from edgellm.leasing.account import NOTICE_S
-from edgellm.leasing.hold import LeasesRefused, hold_leases
+from edgellm.leasing.hold import LeasesRefused
 from edgellm.leasing.lease import Lease, Phase
 from edgellm.testing.memory_network import open_hub
 from tests.unit.samples import DIGEST
-from tests.unit.test_leasing_stream import FakeRunner, join_host, sealed, wish
+from tests.unit.test_leasing_stream import FakeRunner, hold_leases, join_host, sealed, wish
 
 NOON = datetime(2026, 3, 18, 12, 34, 56).timestamp()
 """A Wednesday."""
