@@ -58,6 +58,10 @@ _BY_PROTOCOL = {
     "/edgellm/lease/1": StreamLimits(per_peer=16, total=256, rate=Rate(burst=20, per_s=1)),
     # Every TCP connection of an engine is one, where members cannot reach each other directly.
     "/edgellm/overlay/1": StreamLimits(per_peer=512, total=2048, rate=Rate(burst=1000, per_s=200)),
+    # Half of the answers that a holder gives at once (`edgellm.blocks.exchange`).
+    "/edgellm/blocks/1": StreamLimits(per_peer=16, total=64, rate=Rate(burst=400, per_s=100)),
+    # IPFS peers of others open a stream for each message.
+    "/ipfs/bitswap/1.2.0": StreamLimits(per_peer=64, total=512, rate=Rate(burst=2000, per_s=500)),
 }
 _OTHERS = StreamLimits()
 
