@@ -139,10 +139,9 @@ def main() -> int:
     seconds = MINUTES * 60
     with Lan() as lan:
         swarm = Swarm(lan)
-        hosts = [
-            swarm.start_host(swarm.machine(name), "--max-leases", "3", "--quota", "1000h/day")
-            for name in ("alice", "bob")
-        ]
+        lent = ("--max-leases", "3", "--quota", "1000h/day")
+        names = ("alice", "bob")
+        hosts = [swarm.start_host(swarm.machine(name), *lent, memory="4GiB") for name in names]
         for host in hosts:
             host.wait_ready()
         carol = swarm.requester
@@ -256,13 +255,13 @@ def _figures(
             Figure(f"{node.name}: memory at the end", node.rss_bytes[-1] / 1e6, "MB"),
         ]
     figures += [
-        Figure("answers of the session", asked.answers, ""),
+        Figure("answers of the session", asked.answers, "", 10 * MINUTES),
         Figure("different answers to one greedy question", len(asked.texts), "", 1, "at most"),
         Figure("clients that left in the middle", asked.left, ""),
         Figure("questions to the session that failed", len(asked.failed), "", 0, "at most"),
-        Figure("clusters brought up and down", questions.count(""), ""),
+        Figure("clusters brought up and down", questions.count(""), "", 1),
         Figure("clusters that failed", sum(map(bool, questions)), "", 0, "at most"),
-        Figure("things that other peers did", sum(trouble.values()), ""),
+        Figure("things that other peers did", sum(trouble.values()), "", 20 * MINUTES),
     ]
     return figures
 
