@@ -10,14 +10,19 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from edgellm.errors import HostLost, UsageError, unwrapped
+from edgellm.cluster.switchboard import Switchboard
+from edgellm.errors import HostLost, NetworkError, UsageError, unwrapped
 from edgellm.hosting.quota import Allowance, Ledger, Work, began, ends, parse_lending_quota
 from edgellm.hosting.quota_keeper import SAVE_S, QuotaKeeper
 from edgellm.hosting.quota_ledger import load_ledger, save_ledger
+from edgellm.hosting.runner import CellRunner
 from edgellm.leasing.account import NOTICE_S
 from edgellm.leasing.hold import LeasesRefused
 from edgellm.leasing.lease import Lease, Phase
+from edgellm.p2p.identity import Identity
 from edgellm.testing.memory_network import open_hub
+from edgellm.testing.scripted_machine import ScriptedMachine
+from edgellm.types.plan import ClusterPlan, Member
 from tests.unit.samples import DIGEST
 from tests.unit.test_leasing_stream import FakeRunner, hold_leases, join_host, sealed, wish
 
@@ -199,3 +204,34 @@ async def test_a_lease_that_uses_up_the_quota_is_drained_with_notice_and_the_nex
                 pytest.fail("the quota is used up")
         assert refused.value.denials[0].code == "quota"
         assert host.free
+
+
+async def test_what_a_cell_says_and_what_passes_its_network_is_counted(tmp_path: Path) -> None:
+    keeper = QuotaKeeper(parse_lending_quota("1000tok/day,1MB/day"), tmp_path / "q", now=lambda: NOON)
+    async with open_hub() as hub:
+        network = hub.join()
+        machine = ScriptedMachine()
+        runner = CellRunner(network, Switchboard(network), machine, {DIGEST: tmp_path}, quota=keeper)
+        requester = Identity.generate()
+        plan = plan_for(network.peer, requester)
+        held = lease(plan.workers[0].lease, requester.peer)
+        with keeper.hold(held), pytest.raises(NetworkError, match="gone"), runner.prepare(held) as doorway:
+            async with runner.run(held, plan, doorway) as cell:
+                news = cell.news()
+                assert (await anext(news)).phase == "cell"
+                assert (await anext(news)).phase == "joined"
+                for count in (100, 250, -7, "9999", 1 << 70):
+                    machine.cells[0].say.send_nowait({"event": "tokens", "count": count})
+                machine.cells[0].say.send_nowait({"event": "phase", "name": "step"})
+                assert (await anext(news)).phase == "step"
+                # Comes out as it is, though tasks run beside the cell.
+                raise NetworkError("gone")
+        assert keeper._ledger.taken(keeper.quota[0], "", NOON) == 250
+
+
+def plan_for(peer: str, requester: Identity) -> ClusterPlan:
+    head = Member(requester.peer, "10.88.7.1", b"", ())
+    worker = Member(peer, "10.88.7.2", b"", (), "a", 0, 8, ("0",), 1 << 30)
+    return ClusterPlan(
+        "c" * 32, DIGEST, 1, (head, worker), "overlay", 256, 1 << 20, "10.88.7.0/24", "ab" * 32, NOON
+    )
