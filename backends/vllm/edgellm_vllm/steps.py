@@ -114,12 +114,12 @@ class WholeSteps:
             if output is None:
                 output = worker.sample_tokens(None)
             stamp(output, CLOCK.spent_s())
-            self._count(step.total_num_scheduled_tokens)
+            self._edgellm_count(step.total_num_scheduled_tokens)
             return output
         finally:
             CLOCK.end()
 
-    def _count(self, tokens: int) -> None:
+    def _edgellm_count(self, tokens: int) -> None:
         if not hasattr(self, "_edgellm_tokens"):
             self._edgellm_tokens = counting(self.rank) if wanted() else None
         if self._edgellm_tokens is not None:
