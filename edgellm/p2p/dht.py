@@ -43,7 +43,7 @@ from edgellm.p2p.lookup import Answer, K, Looked, lookup
 from edgellm.p2p.network import PeerAddress
 from edgellm.p2p.pace import Rate
 from edgellm.p2p.provider_records import PER_KEY, BoundedRecords
-from edgellm.p2p.providers import distance, get_providers
+from edgellm.p2p.providers import MAX_ANSWER_BYTES, distance, get_providers
 from edgellm.p2p.stream_gate import ProtocolGate
 
 log = logging.getLogger(__name__)
@@ -59,7 +59,6 @@ _ANNOUNCEMENTS_PER_10_S = 100
 _INBOUND = StreamLimits(per_peer=8, total=64, rate=Rate(burst=400, per_s=40))
 _INBOUND_S = 15.0  # a stream asks one thing, and says so at once
 MAX_REQUEST_BYTES = 64 * 1024
-MAX_ANSWER_BYTES = 512 * 1024
 LOOKUP_S = 12.0  # all of a lookup that finds nobody
 NEIGHBOURS_S = 1.0  # what they have after a lookup has found somebody
 SHARDS = 3  # names under which a key is announced, its own included
