@@ -15,7 +15,6 @@ from edgellm.leasing.codec import MAX_PLAN_BYTES
 from edgellm.leasing.terms import Terms, certificate_from_wire, endpoints_from_wire, terms_to_wire
 from edgellm.p2p.framing import MessageStream
 from edgellm.p2p.network import Network, PeerAddress
-from edgellm.p2p.plain import plain
 from edgellm.trust.settle import Account, settle
 from edgellm.types.plan import Endpoint
 from edgellm.types.text import one_line
@@ -287,7 +286,7 @@ async def _reserve(network: Network, wish: Wish) -> HeldLease | Denial:
                 lease = HeldLease(
                     wish=wish,
                     messages=messages,
-                    lease=plain(answer.granted.lease, 64),
+                    lease=one_line(answer.granted.lease, 64),
                     devices=tuple(answer.granted.devices),
                     certificate=certificate_from_wire(answer.granted.overlay_certificate),
                     endpoints=endpoints_from_wire(list(answer.granted.overlay_endpoints)),

@@ -21,9 +21,9 @@ from edgellm.leasing.patience import Patience
 from edgellm.leasing.terms import endpoints_to_wire, terms_from_wire
 from edgellm.p2p.framing import MessageStream
 from edgellm.p2p.network import Network, Stream
-from edgellm.p2p.plain import plain
 from edgellm.trust.accounts import HostAccounts
 from edgellm.types.plan import ClusterPlan, Endpoint
+from edgellm.types.text import one_line
 from edgellm.wire import wire_pb2
 
 log = structlog.get_logger(__name__)
@@ -257,7 +257,7 @@ class LeaseServer:
                 case "receipt" if conversation.plan is not None:
                     await self._sign(conversation, lease, message.receipt.envelope)
                 case "release":
-                    conversation.end("released", plain(message.release.reason, 200))
+                    conversation.end("released", one_line(message.release.reason, 200))
                     return
                 case _:
                     conversation.end("invalid", "a message that has no place here")

@@ -16,8 +16,8 @@ from edgellm.models.light import LightStore
 from edgellm.models.manifest import decode_manifest
 from edgellm.p2p.framing import MessageStream
 from edgellm.p2p.network import Network, PeerAddress
-from edgellm.p2p.plain import plain
 from edgellm.types.model import ModelManifest
+from edgellm.types.text import one_line
 from edgellm.wire import wire_pb2
 
 log = structlog.get_logger(__name__)
@@ -82,7 +82,7 @@ async def _fetch(network: Network, host: PeerAddress, digest: str, path: str, li
         reply = await messages.receive(wire_pb2.ModelReply, timeout_s=STALL_S, max_bytes=4096)
         if reply.error:
             raise NetworkError(
-                f"peer {host.peer} has not {path or 'the manifest'}: {plain(reply.error, 200)}"
+                f"peer {host.peer} has not {path or 'the manifest'}: {one_line(reply.error, 200)}"
             )
         if reply.size_bytes > limit_bytes:
             raise ProtocolViolation(f"peer {host.peer} announced {reply.size_bytes} bytes for {path!r}")

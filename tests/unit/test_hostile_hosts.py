@@ -19,9 +19,9 @@ from edgellm.models.light import LightStore
 from edgellm.models.manifest import build_manifest, digest, encode_manifest
 from edgellm.p2p.framing import MessageStream
 from edgellm.p2p.network import PeerAddress, Stream
-from edgellm.p2p.plain import plain
 from edgellm.requester.model_files import fetch_model
 from edgellm.testing.memory_network import MemoryHub, MemoryNetwork, open_hub
+from edgellm.types.text import one_line
 from edgellm.wire import wire_pb2
 from tests.unit.samples import terms
 from tests.unit.swarm_in_memory import TINY
@@ -217,9 +217,9 @@ async def test_a_host_that_ends_in_odd_words_is_lost_in_plain_ones(autojump_cloc
 
 
 def test_plain_text_keeps_letters_of_all_languages() -> None:
-    assert plain("Grüße, 世界 🙂", 50) == "Grüße, 世界 🙂"
-    assert plain("a\u202eb\x00c\ud800", 50) == "a?b?c?"
-    assert plain("x" * 100, 3) == "xxx"
+    assert one_line("Grüße, 世界 🙂", 50) == "Grüße, 世界 🙂"
+    assert one_line("a\u202eb\x00c\ud800", 50) == "a?b?c?"
+    assert one_line("x" * 100, 3) == "xxx"
 
 
 async def test_a_stream_that_ends_in_the_middle_of_a_message_is_an_error(autojump_clock: MockClock) -> None:
