@@ -186,7 +186,7 @@ def read_signed_advert(data: bytes) -> None:
 def read_plan(data: bytes) -> None:
     signer, plan = open_plan(data)
     lease = Lease("l1", "c" * 32, SELF.peer, ("0",), GIB, 0, 8, DIGEST, "overlay", Phase.RESERVED, NOW)
-    objection(plan, signer=signer, peer=SELF.peer, lease=lease, certificate=b"certificate")
+    objection(plan, signer=signer, peer=SELF.peer, lease=lease, certificate=b"certificate", now=NOW)
     for each in plan.members:
         plan.at(each.address)
 
