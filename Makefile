@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 BENCH  ?= main
 
-.PHONY: setup peers demo test unit lint format proto soak bench clean
+.PHONY: setup peers demo test unit lint format proto soak fuzz bench clean
 
 setup:
 	setup/system.sh
@@ -42,9 +42,15 @@ proto: setup
 	$(BIN)/python -m grpc_tools.protoc -I edgellm/wire=proto --grpc_python_out=. \
 		edgellm/wire/backend.proto edgellm/wire/session.proto edgellm/wire/blocks.proto
 
-# The long forms of tests that run short everywhere else: 10 GB through a store of 2 GB. Needs that much disk, and minutes.
+# The long forms of tests that run short everywhere else: 10 GB through a store of 2 GB (needs that much disk), a node among
+# strangers for 20 minutes, then a swarm with sessions, answers and strangers for EDGELLM_SOAK_MINUTES (30; needs root).
 soak: setup
 	EDGELLM_FULL_TESTS=1 $(BIN)/python -m pytest tests/chaos
+	$(BIN)/python -m benchmarks.soak
+
+# A million inputs and more for everything that reads bytes of strangers, in under five minutes; writes benchmarks/out/fuzz.json.
+fuzz: setup
+	$(BIN)/python -m tests.fuzz
 
 # Both sides in one run; writes benchmarks/out/$(BENCH).json. Needs root.
 bench: setup

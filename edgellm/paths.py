@@ -32,6 +32,11 @@ class Paths:
         return self.state / "identity.key"
 
     @property
+    def quota(self) -> Path:
+        """What was lent lately, for `edgellm host --quota`."""
+        return self.state / "quota.json"
+
+    @property
     def kv(self) -> Path:
         """Blocks, and records of who holds what."""
         return self.cache / "kv"

@@ -100,6 +100,15 @@ def host(
             "--overlay-port", min=0, max=65535, help="TCP port for a cluster's own connections. Default: any."
         ),
     ] = 0,
+    quota: Annotated[
+        str | None,
+        typer.Option(
+            "--quota",
+            metavar="QUOTA",
+            help="Lend no more than this, for example 2h/day,1e6tok/day,10GB/day; 30min/day/member for each member. Default: "
+            "all that is asked for.",
+        ),
+    ] = None,
     kv_quota: Annotated[
         str | None,
         typer.Option(
@@ -176,6 +185,7 @@ def host(
     from edgellm.discovery.bootstrap import bootstrap_peers
     from edgellm.hosting.hours import parse_until
     from edgellm.hosting.options import HostOptions
+    from edgellm.hosting.quota import parse_lending_quota
     from edgellm.leasing.policy import chosen_policy
     from edgellm.paths import default_paths
     from edgellm.swarms.chosen import chosen_swarm
@@ -183,6 +193,12 @@ def host(
     ends_at = None if until is None else parse_until(until, _now())
     paths = default_paths()
     home = chosen_swarm(swarm, paths)
+    allowances = parse_lending_quota(quota) if quota is not None else ()
+    if network and options.Fabric.DIRECT in network and any(part.kind == "bytes" for part in allowances):
+        raise UsageError(
+            "with --network direct a cell's bytes are not counted",
+            remedy="give the --quota in time or tokens, or leave out --network direct",
+        )
     if overlay_port and max_leases > 1:
         raise UsageError(
             "one --overlay-port serves one lease at a time", remedy="leave out --overlay-port or --max-leases"
@@ -210,6 +226,7 @@ def host(
         overlay_port=overlay_port,
         kv_quota_bytes=parse_quota(kv_quota),
         ipfs=ipfs or "",
+        quota=allowances,
         grace_s=grace,
         until=ends_at,
         swarm=home.name if home else "",
@@ -459,6 +476,8 @@ def show_summary(summary: HostSummary) -> None:
             f"  lends    {device.kind} {device.id}: {escape(device.name)}, {format_bytes(device.memory_bytes)}, measured "
             f"{device.bandwidth_bytes_s / 1e9:.0f} GB/s, {device.flops / 1e12:.2f} TFLOP/s"
         )
+    for line in summary.quota:
+        say(f"  quota    {escape(line)}")
     say(f"  engine   {escape(str(summary.engine))}")
     say(f"  peer id  {summary.peer}")
     for address in summary.addresses:

@@ -65,6 +65,8 @@ class RunningMember:
     """What makes a client of the engine."""
     shown: Path | None = None
     """Where the cell makes its sockets; None: where they are used."""
+    transferred_bytes: Callable[[], int] = lambda: 0
+    """Between its cell and the other members so far, both ways, as measured outside of the cell."""
 
     def socket(self, name: str) -> Path:
         """One that the cell has said it serves on. Raises CellError where it is none."""
@@ -126,6 +128,7 @@ async def _open_member(
         async with AsyncExitStack() as stack:
             in_force = PlanInForce(plan)
             overlay: Overlay | None = None
+            transferred_bytes: Callable[[], int] = lambda: 0  # noqa: E731 - there is nothing to count
             if plan.fabric == "overlay":
                 overlay = await stack.enter_async_context(
                     open_overlay(
@@ -137,6 +140,7 @@ async def _open_member(
                     )
                 )
                 stack.enter_context(switchboard.connect(in_force, own.address, overlay))
+                transferred_bytes = overlay.transferred_bytes
 
             async def amend(amended: ClusterPlan) -> None:
                 in_force.plan = amended
@@ -153,7 +157,14 @@ async def _open_member(
             stack.callback(
                 lambda: log.debug("what a cell said", address=own.address, said=cell.stderr_tail())
             )
-            yield RunningMember(cell, directory / ENGINE_SOCKET, str(spec.model_path), amend, shown=shown)
+            yield RunningMember(
+                cell,
+                directory / ENGINE_SOCKET,
+                str(spec.model_path),
+                amend,
+                shown=shown,
+                transferred_bytes=transferred_bytes,
+            )
 
 
 async def serve_pieces(

@@ -17,6 +17,7 @@ from edgellm.errors import NetworkError, ProtocolViolation
 from edgellm.p2p.framing import MessageStream
 from edgellm.p2p.network import Network, Stream
 from edgellm.types.plan import ClusterPlan
+from edgellm.types.text import one_line
 from edgellm.wire import wire_pb2
 
 PROTOCOL = "/edgellm/overlay/1"
@@ -80,7 +81,7 @@ class Switchboard:
                 await messages.send(opening)
                 reply = await messages.receive(wire_pb2.OverlayReply, timeout_s=OPEN_TIMEOUT_S)
                 if reply.error:
-                    raise NetworkError(f"member {address} refused port {port}: {reply.error[:200]}")
+                    raise NetworkError(f"member {address} refused port {port}: {one_line(reply.error, 200)}")
             except BaseException:
                 with trio.CancelScope(shield=True, deadline=trio.current_time() + 1):
                     await stream.reset()

@@ -122,7 +122,13 @@ def largest_body(path: str) -> int:
 def _ambiguous(head: Head) -> Refusal | None:
     both = head.headers.keys() >= {"content-length", "transfer-encoding"}
     if both or not head.repeated.isdisjoint(_ONCE):
-        return Refusal(400, "invalid_request", "a request with headers that contradict each other")
+        # Nothing after it on this connection is taken for another request (RFC 9112, 6.3).
+        return Refusal(
+            400,
+            "invalid_request",
+            "a request with headers that contradict each other",
+            headers=(("connection", "close"),),
+        )
     return None
 
 

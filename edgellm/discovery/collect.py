@@ -11,7 +11,8 @@ import trio
 
 from edgellm.discovery.check import fault
 from edgellm.discovery.codec import MAX_ADVERT_BYTES, open_advert
-from edgellm.discovery.keys import HOSTS_KEY, model_key
+from edgellm.discovery.keys import HOSTS_KEY, keys_of, model_key
+from edgellm.discovery.known_hosts import KnownHosts
 from edgellm.discovery.patience import patience_s
 from edgellm.discovery.publish import PROTOCOL
 from edgellm.errors import NetworkError, ProtocolViolation
@@ -26,6 +27,8 @@ MAX_ASKED_AT_ONCE = 32
 TURN_S = 0.5
 """After so long another host is asked as well, though this one has not answered."""
 MAX_PROVIDERS = 512
+KNOWN_S = 1.5
+"""For hosts that answered before and that nobody lists now: they are there at once or not at all."""
 
 
 @dataclass
@@ -33,6 +36,8 @@ class SequenceBook:
     """The newest advert sequence seen of each peer, so that an older one cannot be replayed."""
 
     newest: dict[str, int] = field(default_factory=dict)
+    known: KnownHosts | None = None
+    """Hosts that answered before; None: nobody remembers any."""
 
     def last(self, peer: str) -> int:
         return self.newest.get(peer, 0)
@@ -72,7 +77,8 @@ async def find_hosts(
     timeout_s: float = ASK_TIMEOUT_S,
     patient: bool = True,
 ) -> Found:
-    """Asks every host that the DHT lists for `model` (all hosts when None) for its advert; each has `timeout_s`.
+    """Asks every host that the DHT lists for `model` (all hosts when None), and those that `book` knows, for its
+    advert; each has `timeout_s`.
 
     Who is not `patient` waits no longer than `edgellm.discovery.patience` says for hosts that take longer than the others.
 
@@ -80,8 +86,11 @@ async def find_hosts(
     """
     key = HOSTS_KEY if model is None else model_key(model)
     providers = [provider for provider in await network.find_providers(key) if provider.peer != network.peer]
+    listed = {provider.peer for provider in providers}
+    known = [host for host in book.known.of(key, now()) if host.peer not in listed] if book.known else []
     sightings: list[Sighting] = []
     refused: Counter[str] = Counter()
+    gone: list[str] = []
     slots = trio.CapacityLimiter(MAX_ASKED_AT_ONCE)
     answered_s: list[float] = []
     asked: dict[str, tuple[float, trio.CancelScope]] = {}
@@ -112,6 +121,15 @@ async def find_hosts(
         for since, other in asked.values():
             other.deadline = since + limit_s()
 
+    async def ask_known(host: PeerAddress) -> None:
+        try:
+            sighting = await ask_host(network, host, book=book, now=now, timeout_s=min(KNOWN_S, timeout_s))
+        except NetworkError:
+            gone.append(host.peer)
+        else:
+            if key in keys_of(sighting.advert):
+                sightings.append(sighting)
+
     async with trio.open_nursery() as nursery:
 
         async def ask_in_turn(provider: PeerAddress) -> None:
@@ -122,8 +140,12 @@ async def find_hosts(
                 with trio.move_on_after(TURN_S):
                     await over.wait()
 
+        for host in known:
+            nursery.start_soon(ask_known, host)
         for provider in providers[:MAX_PROVIDERS]:
             nursery.start_soon(ask_in_turn, provider)
+    if book.known is not None:
+        book.known.saw([sighting.advert for sighting in sightings], gone, keys_of, now())
     sightings.sort(key=lambda sighting: sighting.advert.peer)
     return Found(tuple(sightings), dict(refused), len(providers), unanswered)
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import hashlib
 
+from edgellm.types.advert import HostAdvert
+
 HOSTS_KEY = "/edgellm/hosts/1"
 """Every host, whatever it offers."""
 
@@ -16,3 +18,9 @@ HOSTS_KEY = "/edgellm/hosts/1"
 def model_key(model: str) -> str:
     """The key for hosts of `model`, a name or a manifest digest."""
     return "/edgellm/model/1/" + hashlib.sha256(model.encode()).hexdigest()[:40]
+
+
+def keys_of(advert: HostAdvert) -> tuple[str, ...]:
+    """All under which the host of `advert` announces itself."""
+    names = [name for offer in advert.models for name in (offer.name, offer.digest)]
+    return tuple(dict.fromkeys((HOSTS_KEY, *(model_key(name) for name in names))))

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import trio
 
 from edgellm.discovery.codec import seal_advert
-from edgellm.discovery.keys import HOSTS_KEY, model_key
+from edgellm.discovery.keys import keys_of
 from edgellm.p2p.framing import MessageStream
 from edgellm.p2p.network import Network, Stream
 from edgellm.types.advert import HostAdvert
@@ -31,8 +31,7 @@ class Publisher:
     async def announce(self) -> None:
         """Serves the advert and puts provider records into the DHT for every model in it."""
         self._network.serve(PROTOCOL, self._answer)
-        names = [name for offer in self._current().models for name in (offer.name, offer.digest)]
-        self._keys = keys = (HOSTS_KEY, *(model_key(name) for name in names))
+        self._keys = keys = keys_of(self._current())
         for key in keys:
             if self._keys is not keys:
                 # Withdrawn meanwhile.

@@ -112,7 +112,13 @@ def _ambiguous(head: Head) -> Refusal | None:
     """What the engine could read in another way than this gateway."""
     both = head.headers.keys() >= {"content-length", "transfer-encoding"}
     if both or head.repeated & _ONCE:
-        return Refusal(400, "invalid_request_error", "a request with headers that contradict each other")
+        # Where it ends is anybody's guess, so nothing after it on this connection is taken for another one (RFC 9112, 6.3).
+        return Refusal(
+            400,
+            "invalid_request_error",
+            "a request with headers that contradict each other",
+            (("connection", "close"),),
+        )
     return None
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from edgellm.cells.spec import Isolation
+from edgellm.hosting.quota import Allowance
 from edgellm.leasing.policy import MEMBERS, Policy
 
 
@@ -36,6 +37,8 @@ class HostOptions:
     """Disk for KV blocks of requesters; 0: none; None: `default_kv_quota` decides."""
     ipfs: str = ""
     """Multiaddr of the RPC of an IPFS daemon that keeps them instead; empty: this node does."""
+    quota: tuple[Allowance, ...] = ()
+    """How much is lent in a period; empty: as much as is asked for."""
     grace_s: float = 30.0
     """How long running leases may go on after the first Ctrl-C, and in a pause."""
     until: float | None = None

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import trio
+
 from edgellm.cluster.door import Door, open_door, reachable_hosts
 from edgellm.cluster.member import Machine, RunningMember
 from edgellm.cluster.switchboard import Switchboard
+from edgellm.errors import unwrapped
+from edgellm.hosting.quota_keeper import QuotaKeeper
 from edgellm.leasing.lease import Lease
 from edgellm.leasing.serve import CellNews, Doorway
 from edgellm.p2p.network import Network
 from edgellm.types.plan import ClusterPlan, Member
+
+COUNT_S = 1.0
+MAX_TOKENS = 1 << 53
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,8 +31,10 @@ class _OpenDoorway(Doorway):
 class _RunningCell:
     """What a lease sees of its cell (`edgellm.leasing.serve.RunningCell`)."""
 
-    def __init__(self, member: RunningMember) -> None:
+    def __init__(self, member: RunningMember, counted: Callable[[int], None]) -> None:
+        """`counted` is told how many tokens the engine in the cell says that it has computed."""
         self._member = member
+        self._counted = counted
         self._failure = ""
 
     async def news(self) -> AsyncIterator[CellNews]:
@@ -36,6 +45,8 @@ class _RunningCell:
                     yield CellNews(str(event.get("name", "")), str(event.get("detail", "")))
                 case "joined":
                     yield CellNews("joined")
+                case "tokens":
+                    self._counted(tokens_said(event))
                 case "failed":
                     self._failure = str(event.get("detail", ""))
 
@@ -52,6 +63,12 @@ class _RunningCell:
         await self._member.amend(plan)
 
 
+def tokens_said(event: Mapping[str, object]) -> int:
+    """How many tokens an event tells of; 0 for anything that is no such number: the cell runs a stranger's code."""
+    count = event.get("count")
+    return count if isinstance(count, int) and 0 <= count <= MAX_TOKENS else 0
+
+
 class CellRunner:
     """Runs leases of this host's models in cells (`edgellm.leasing.serve.Runner`)."""
 
@@ -63,13 +80,17 @@ class CellRunner:
         models: Mapping[str, Path],
         *,
         overlay_port: int = 0,
+        quota: QuotaKeeper | None = None,
     ) -> None:
-        """`models` maps digests to directories; `overlay_port` 0 takes a free port for each lease."""
+        """`models` maps digests to directories; `overlay_port` 0 takes a free port for each lease; `quota` is told what leases
+        take.
+        """
         self._network = network
         self._switchboard = switchboard
         self._machine = machine
         self._models = models
         self._overlay_port = overlay_port
+        self._quota = quota
 
     @contextmanager
     def prepare(self, lease: Lease) -> Iterator[Doorway]:
@@ -83,10 +104,28 @@ class CellRunner:
         plan = _with_all_granted(plan, lease)
         own = plan.of_lease(lease.id)
         assert own is not None
-        async with self._machine.open_member(
-            self._switchboard, plan, own, doorway.door, self._models[lease.digest]
-        ) as member:
-            yield _RunningCell(member)
+        with unwrapped():
+            async with (
+                self._machine.open_member(
+                    self._switchboard, plan, own, doorway.door, self._models[lease.digest]
+                ) as member,
+                trio.open_nursery() as nursery,
+            ):
+                nursery.start_soon(self._count_bytes, lease.id, member)
+                yield _RunningCell(member, lambda tokens: self._count(lease.id, tokens=tokens))
+                nursery.cancel_scope.cancel()
+
+    async def _count_bytes(self, lease: str, member: RunningMember) -> None:
+        try:
+            while True:
+                await trio.sleep(COUNT_S)
+                self._count(lease, transferred_bytes=member.transferred_bytes())
+        finally:
+            self._count(lease, transferred_bytes=member.transferred_bytes())
+
+    def _count(self, lease: str, *, tokens: int | None = None, transferred_bytes: int | None = None) -> None:
+        if self._quota is not None:
+            self._quota.count(lease, tokens=tokens, transferred_bytes=transferred_bytes)
 
 
 def _with_all_granted(plan: ClusterPlan, lease: Lease) -> ClusterPlan:

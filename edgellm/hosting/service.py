@@ -27,6 +27,7 @@ from edgellm.hosting.kv import open_host_kv
 from edgellm.hosting.lending import Lending
 from edgellm.hosting.model_files import ServedModel, serve_model_files
 from edgellm.hosting.options import HostOptions
+from edgellm.hosting.quota_keeper import QuotaKeeper
 from edgellm.hosting.runner import CellRunner
 from edgellm.leasing.lease import Book
 from edgellm.leasing.serve import LeaseServer
@@ -69,6 +70,8 @@ class HostSummary:
     until: float | None = None
     reached: Verdict | None = None
     """Which way others reach it, as far as is known at the start."""
+    quota: tuple[str, ...] = ()
+    """What is left of each part of its quota, a line each."""
 
 
 class Advertiser:
@@ -82,12 +85,15 @@ class Advertiser:
         book: Book,
         *,
         now: Callable[[], float] = time.time,
+        closed: Callable[[], bool] = lambda: False,
     ) -> None:
+        """`closed`: whether nothing is lent now though devices are free."""
         self._name = name
         self._peer = peer
         self._addresses = addresses
         self._sequence = 0
         self._now = now
+        self._closed = closed
         self.book = book
 
     def use(self, book: Book) -> None:
@@ -97,7 +103,7 @@ class Advertiser:
         now = self._now()
         self._sequence = max(self._sequence + 1, round(now * 1000))
         return make_advert(
-            self.book,
+            replace(self.book, max_leases=0) if self._closed() else self.book,
             name=self._name,
             peer=self._peer,
             addresses=self._addresses(),
@@ -188,6 +194,13 @@ async def run_host(
             other_ports=(overlay_port,),
             mdns=options.mdns,
         )
+
+        def member_id(peer: str) -> str:
+            """A member asks under an identity of its own each time, but it is one member."""
+            member = network.member(peer)
+            return member.peer if member is not None else ""
+
+        quota = QuotaKeeper(options.quota, paths.quota, now=time.time, who=member_id)
         async with (
             open_swarm_node(config, home) as network,
             open_host_kv(network, paths, options.kv_quota_bytes, options.ipfs) as pieces,
@@ -201,12 +214,14 @@ async def run_host(
                 machine,
                 {model.offer.digest: model.directory for model in models},
                 overlay_port=overlay_port,
+                quota=quota,
             )
             advertiser = Advertiser(
                 name,
                 network.peer,
                 lambda: tuple(address.rsplit("/p2p/", 1)[0] for address in network.addresses),
                 book,
+                closed=lambda: quota.closed() is not None,
             )
             accounts = HostAccounts(identity, paths.state)
             leases = LeaseServer(
@@ -217,6 +232,8 @@ async def run_host(
                 changed=advertiser.use,
                 accounts=accounts,
                 policy=options.policy,
+                account=quota,
+                origin_of=network.origin_of,
             )
             serve_model_files(network, {model.offer.digest: model.served for model in models})
             publisher = Publisher(network, advertiser.current)
@@ -238,6 +255,7 @@ async def run_host(
                     book.models,
                     options.until,
                     reached,
+                    tuple(quota.lines()),
                 )
             )
             async with control_socket(paths.runtime, lending.obey):

@@ -5,7 +5,7 @@ Whoever answers decides what the asker may know (`Answers`); here peers are held
 
 from __future__ import annotations
 
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -19,6 +19,7 @@ from edgellm.kv.records import Record, record_from_wire, record_to_wire
 from edgellm.kv.region import Region
 from edgellm.p2p.framing import MessageStream
 from edgellm.p2p.network import Network, PeerAddress, Stream
+from edgellm.p2p.pace import Pace, Rate
 from edgellm.wire import wire_pb2
 
 PROTOCOL = "/edgellm/kv/1"
@@ -33,8 +34,7 @@ MAX_ADDRESSES = 16
 MAX_AT_ONCE = 32
 MAX_AT_ONCE_EACH = 16
 """Of one peer: a member asks once for each prompt that comes meanwhile, and nobody shall take all the places."""
-BURST = 64
-PER_SECOND = 32.0
+PACE = Rate(burst=64, per_s=32)
 """Questions of one peer. A rank asks once a prompt and announces ten times a second at most."""
 MAX_PEERS = 1024
 
@@ -80,7 +80,7 @@ class Answers(Protocol):
 
 def serve_records(network: Network, answers: Answers) -> None:
     """Answers `/edgellm/kv/1` until the network ends."""
-    pace = Pace()
+    pace = Pace(PACE, max_keys=MAX_PEERS)
     slots = trio.CapacityLimiter(MAX_AT_ONCE)
     busy: Counter[str] = Counter()
 
@@ -171,23 +171,6 @@ async def ask_measure(
     """Returns once `whom` has measured the ways to holders that it knew nothing of. Raises NetworkError."""
     measure = wire_pb2.KvRequest(measure=wire_pb2.KvMeasure(scope_id=scope))
     await _ask(network, whom, measure, "measured", timeout_s)
-
-
-class Pace:
-    """How often each peer may ask: a bucket of `BURST` that fills by `PER_SECOND`."""
-
-    def __init__(self) -> None:
-        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
-
-    def admits(self, peer: str, now: float) -> bool:
-        """Whether one more question of `peer` is within its rate; counts it."""
-        left, since = self._buckets.pop(peer, (float(BURST), now))
-        left = min(float(BURST), left + (now - since) * PER_SECOND)
-        admitted = left >= 1
-        self._buckets[peer] = (left - admitted, now)
-        while len(self._buckets) > MAX_PEERS:
-            self._buckets.popitem(last=False)
-        return admitted
 
 
 async def _ask(

@@ -4,6 +4,8 @@ lease   the life of a lease, and the book of a host's leases (pure)
 terms   what a requester asks of one host <-> the wire (pure)
 codec   the signed ClusterPlan <-> the envelope that travels (pure)
 policy  whom a host lends to (pure)
+patience how long devices are kept for requesters that send no plan (pure)
+account what a host may still lend: the border to its quota
 accept  whether a host may act on a signed plan (pure)
 serve   a host's side: grant, wait for the plan, run it, end it
 hold    a requester's side: reserve on all hosts or on none, commit, hear their news, let go

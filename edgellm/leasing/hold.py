@@ -289,14 +289,15 @@ async def _reserve(network: Network, wish: Wish) -> HeldLease | Denial:
                 lease = HeldLease(
                     wish=wish,
                     messages=messages,
-                    lease=answer.granted.lease[:64],
+                    lease=one_line(answer.granted.lease, 64),
                     devices=tuple(answer.granted.devices),
                     certificate=certificate_from_wire(answer.granted.overlay_certificate),
                     endpoints=endpoints_from_wire(list(answer.granted.overlay_endpoints)),
                     lends_until=answer.granted.lends_until_unix_ms / 1000 or None,
                     signs_receipts=answer.granted.signs_receipts,
                 )
-                if len(lease.devices) != wish.terms.devices:
+                # What does not fit into a plan would make one that no host takes.
+                if len(lease.devices) != wish.terms.devices or any(len(name) > 64 for name in lease.devices):
                     return denied("invalid", "it granted other devices than were asked for")
                 granted = True
                 return lease

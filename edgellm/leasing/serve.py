@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, AbstractContextManager
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -14,14 +14,17 @@ import trio
 from edgellm.errors import EdgeError, NetworkError, ProtocolViolation
 from edgellm.leasing import COMMIT_S, HEARTBEAT_S, PROTOCOL, SILENCE_S
 from edgellm.leasing.accept import objection
+from edgellm.leasing.account import NOTICE_S, Account
 from edgellm.leasing.codec import MAX_PLAN_BYTES, open_plan
 from edgellm.leasing.lease import Book, Lease, Refusal
+from edgellm.leasing.patience import Patience
 from edgellm.leasing.policy import ANYONE, Policy
 from edgellm.leasing.terms import Terms, endpoints_to_wire, terms_from_wire
 from edgellm.p2p.framing import MessageStream
 from edgellm.p2p.network import Network, Stream
 from edgellm.trust.accounts import HostAccounts
 from edgellm.types.plan import ClusterPlan, Endpoint
+from edgellm.types.text import one_line
 from edgellm.wire import wire_pb2
 
 log = structlog.get_logger(__name__)
@@ -116,7 +119,12 @@ class LeaseServer:
         changed: Callable[[Book], None] = lambda book: None,
         accounts: HostAccounts | None = None,
         policy: Policy = ANYONE,
+        account: Account | None = None,
+        origin_of: Callable[[str], str] = lambda peer: peer,
     ) -> None:
+        """`account`: what the host may still lend; None: as much as it likes. `origin_of`: where a peer connects from, as
+        peer ids cost nothing.
+        """
         self._network = network
         self._runner = runner
         self._now = now
@@ -125,6 +133,9 @@ class LeaseServer:
         self._deadline_set = trio.Event()
         self._accounts = accounts or HostAccounts(network.identity, now=now)
         self._policy = policy
+        self.account = account
+        self._origin_of = origin_of
+        self._patience = Patience()
         self._idle = trio.Condition()
         self.book = book
 
@@ -183,7 +194,8 @@ class LeaseServer:
         if first.WhichOneof("message") != "reserve":
             raise ProtocolViolation(f"peer {stream.peer} began a lease without reserving")
         terms = terms_from_wire(first.reserve)
-        granted = self._granted(terms, stream.peer)
+        origin, begun = self._origin_of(stream.peer), trio.current_time()
+        granted = self._granted(terms, stream.peer, origin)
         if isinstance(granted, Refusal):
             log.info("lease refused", requester=stream.peer, code=granted.code, reason=granted.reason)
             refused = wire_pb2.Refused(reason=granted.reason, code=granted.code)
@@ -194,10 +206,12 @@ class LeaseServer:
         log.info("lease granted", lease=lease.id, requester=stream.peer, devices=lease.devices)
         conversation = _Conversation(messages)
         try:
-            with self._runner.prepare(lease) as doorway:
+            with self._charged(lease), self._runner.prepare(lease) as doorway:
                 await self._converse(conversation, lease, doorway)
         finally:
             self._update(self.book.release(lease.id))
+            if conversation.plan is None:
+                self._patience.wasted(origin, trio.current_time() - begun, trio.current_time())
             end = conversation.ended or _End("invalid", "the host failed")
             log.info("lease ended", lease=lease.id, code=end.code, reason=end.reason)
             self._accounts.ended(lease, end.code)
@@ -210,10 +224,12 @@ class LeaseServer:
                 except NetworkError:
                     log.debug("the requester is gone", lease=lease.id)
 
-    def _granted(self, terms: Terms, requester: str) -> tuple[Book, Lease] | Refusal:
+    def _granted(self, terms: Terms, requester: str, origin: str) -> tuple[Book, Lease] | Refusal:
         against = self._policy.objection(requester, self._network.member(requester))
         if against is not None:
             return Refusal("policy", against)
+        if (refusal := self._refusal(requester, origin)) is not None:
+            return refusal
         return self.book.reserve(terms, lease=secrets.token_hex(8), requester=requester, now=self._now())
 
     async def _converse(self, conversation: _Conversation, lease: Lease, doorway: Doorway) -> None:
@@ -232,6 +248,7 @@ class LeaseServer:
                 nursery.start_soon(self._listen, conversation, lease, doorway)
                 nursery.start_soon(self._beat, conversation)
                 nursery.start_soon(self._keep_deadline, conversation)
+                nursery.start_soon(self._end_when_used_up, conversation, lease)
                 nursery.start_soon(self._run, conversation, lease, doorway)
 
     async def _listen(self, conversation: _Conversation, lease: Lease, doorway: Doorway) -> None:
@@ -249,7 +266,7 @@ class LeaseServer:
                 case "receipt" if conversation.plan is not None:
                     await self._sign(conversation, lease, message.receipt.envelope)
                 case "release":
-                    conversation.end("released", message.release.reason[:200])
+                    conversation.end("released", one_line(message.release.reason, 200))
                     return
                 case _:
                     conversation.end("invalid", "a message that has no place here")
@@ -306,6 +323,30 @@ class LeaseServer:
                 conversation.end("expired", f"the requester does not listen: {error}")
                 return
             await trio.sleep(HEARTBEAT_S)
+
+    def _refusal(self, requester: str, origin: str) -> Refusal | None:
+        """Why nothing is lent to this requester, whatever it asks for."""
+        if self.account is not None and (refusal := self.account.refusal(requester)) is not None:
+            return refusal
+        return self._patience.refusal(origin, trio.current_time())
+
+    def _charged(self, lease: Lease) -> AbstractContextManager[None]:
+        return nullcontext() if self.account is None else self.account.hold(lease)
+
+    async def _end_when_used_up(self, conversation: _Conversation, lease: Lease) -> None:
+        """Tells the requester to go elsewhere when nothing is left for its lease, and ends that `NOTICE_S` later."""
+        if self.account is None:
+            return
+        why = await self.account.used_up(lease)
+        log.info("a lease is drained", lease=lease.id, reason=why)
+        deadline = wire_pb2.Draining(deadline_unix_ms=round((self._now() + NOTICE_S) * 1000))
+        try:
+            await conversation.send(wire_pb2.FromHost(draining=deadline))
+        except NetworkError as error:
+            conversation.end("expired", f"the requester does not listen: {error}")
+            return
+        await trio.sleep(NOTICE_S)
+        conversation.end("drained", why)
 
     async def _keep_deadline(self, conversation: _Conversation) -> None:
         """Tells the requester each deadline as it is set, and ends the lease when one has come."""

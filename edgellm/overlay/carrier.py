@@ -20,6 +20,7 @@ import resource
 import signal
 import socket
 import ssl
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import asdict, dataclass, field
 
@@ -38,6 +39,8 @@ from edgellm.overlay.sockets import close_socket
 
 MAX_CONNECTIONS = 2048
 _MAX_OPENING = 64
+_MAX_STRANGERS = 256
+"""Connections from one address that have not shown yet whose they are."""
 _REPORT_S = 1.0
 _PAUSE_S = 0.1
 _STDIN, _STDOUT = 0, 1
@@ -189,11 +192,18 @@ class Carrier:
 
     async def _accept_links(self) -> None:
         opening = trio.CapacityLimiter(_MAX_OPENING)
+        strangers = Counter[str]()
 
-        async def accept(tcp: socket.socket) -> None:
+        async def accept(tcp: socket.socket, source: str) -> None:
             async with self._connections:
                 context, by_certificate = self._admitted
-                accepted = await accept_link(tcp, context, by_certificate, self._cell.connect, opening)
+                strangers[source] += 1
+                try:
+                    accepted = await accept_link(tcp, context, by_certificate, self._cell.connect, opening)
+                finally:
+                    strangers[source] -= 1
+                    if not strangers[source]:
+                        del strangers[source]
                 if accepted is None:
                     return
                 linked, link, cell = accepted
@@ -211,14 +221,14 @@ class Carrier:
         while True:
             await trio.lowlevel.wait_readable(self._listener)
             try:
-                tcp, _ = self._listener.accept()
+                tcp, (source, *_) = self._listener.accept()
             except OSError:
                 await trio.sleep(_PAUSE_S)
                 continue
-            if self._connections.available_tokens < 1:
+            if self._connections.available_tokens < 1 or strangers[source] >= _MAX_STRANGERS:
                 close_socket(tcp, reset=True)
             else:
-                self._carrying.start_soon(accept, tcp)
+                self._carrying.start_soon(accept, tcp, source)
 
     async def _serve_node(self) -> None:
         while True:

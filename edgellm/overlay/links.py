@@ -167,6 +167,8 @@ async def accept_link(
     cell: socket.socket | None = None
     try:
         with trio.fail_after(_HANDSHAKE_TIMEOUT_S):
+            # Who says nothing keeps nobody else from being listened to.
+            await trio.lowlevel.wait_readable(tls)
             async with handshakes:
                 await when_ready(tls, tls.do_handshake)
         member = members.get(tls.getpeercert(binary_form=True) or b"")

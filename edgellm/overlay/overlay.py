@@ -135,6 +135,11 @@ class Overlay:
         """Traffic by member address and way, at most about a second old."""
         return dict(self._stats)
 
+    def transferred_bytes(self) -> int:
+        """All traffic so far, both ways, at most about a second old."""
+        ways = (way for member in self._stats.values() for way in member.values())
+        return sum(way.sent_bytes + way.received_bytes for way in ways)
+
     async def wait_dead(self) -> None:
         """Return when the carrier has ended: the cell has lost its network and must go."""
         await self._dead.wait()

@@ -9,6 +9,7 @@ What is mended in py-libp2p 0.8.1, each in one method below:
   two busy peers soon wait for each other for ever. Answers are queued for another task
 * a frozen peer is never noticed: an unanswered ping closes the connection
 * a peer may send any amount beyond its window, all of it kept in memory: that closes the connection
+* a peer may fill the windows of any number of streams, and leave streams half open for ever: both have a bound
 * an exception out of the connection's task cancels the whole node: it ends the connection only
 """
 
@@ -35,6 +36,12 @@ PING_INTERVAL_S = 15.0
 PING_TIMEOUT_S = 20.0  # a pong may queue behind bulk data
 MAX_ANSWER_BYTES = 64 * 1024  # 12 bytes a frame: a peer with 5,000 questions open is no friend
 
+MAX_STREAMS = 2048  # of one connection, those included that only one side has closed
+MAX_UNREAD_BYTES = 64 << 20  # of one connection, in all of its streams together
+MAX_STREAM_WINDOW_BYTES = 4 << 20  # 16 MiB in py-libp2p; a frame may be as long as a window
+LINGER_S = 10.0  # how long the other side may leave a stream open that this one is done with
+_COUNT_EVERY = 64  # frames
+
 _HEADER = struct.Struct(yamux.YAMUX_HEADER_FORMAT)
 _BODY_BYTES = MAX_PLAINTEXT_LENGTH - yamux.HEADER_SIZE  # a frame is one Noise message
 
@@ -44,14 +51,19 @@ class FlowControlledStream(yamux.YamuxStream):
 
     def __init__(self, stream_id: int, conn: Any, is_initiator: bool) -> None:
         self._progress = trio.Event()
+        self._ended = trio.Event()
         super().__init__(stream_id, conn, is_initiator)
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
         if name in ("send_window", "closed", "send_closed"):
             self._progress.set()
-        elif name == "recv_window" and value < 0:
-            self.conn.drop("sent more than its window")
+        if name in ("recv_closed", "closed") and value:
+            self._ended.set()
+        if name == "recv_window":
+            if value < 0:
+                self.conn.drop("sent more than its window")
+            self.conn.count()
 
     async def write(self, data: bytes) -> None:
         """Sends all of `data`. Raises MuxedStreamError when the stream is closed or the peer does not read."""
@@ -87,6 +99,14 @@ class FlowControlledStream(yamux.YamuxStream):
                 raise MuxedStreamError(f"the peer has not read for {WRITE_STALL_S:g} s")
 
 
+async def end(stream: FlowControlledStream) -> None:
+    """Returns when both sides are done with a stream that this one has closed; resets it after `LINGER_S`."""
+    with trio.move_on_after(LINGER_S) as linger:
+        await stream._ended.wait()
+    if linger.cancelled_caught:
+        await stream.reset()
+
+
 class HardenedYamux(yamux.Yamux):
     """A connection that either works or is closed, soon, for everyone who waits on it."""
 
@@ -98,6 +118,17 @@ class HardenedYamux(yamux.Yamux):
         self._reader: trio.lowlevel.Task | None = None
         self._answers = bytearray()
         self._answered = trio.Event()
+        self._frames = 0
+
+    def count(self) -> None:
+        """Ends the connection when its peer leaves too many streams open, or too much in them."""
+        self._frames += 1
+        if self._frames % _COUNT_EVERY:
+            return
+        if len(self.streams) > MAX_STREAMS:
+            self.drop(f"has {MAX_STREAMS} streams open")
+        elif sum(map(len, self.stream_buffers.values())) > MAX_UNREAD_BYTES:
+            self.drop(f"has sent {MAX_UNREAD_BYTES} bytes that nobody reads")
 
     def drop(self, reason: str) -> None:
         """Ends the connection; its reader stops at the next frame and `start` cleans up."""
@@ -182,4 +213,5 @@ class HardenedYamux(yamux.Yamux):
 
 # These two modules make streams and connections by these names, whatever muxers a node is configured with.
 yamux.YamuxStream = FlowControlledStream
+yamux.MAX_WINDOW_SIZE = MAX_STREAM_WINDOW_BYTES
 muxer_multistream.Yamux = HardenedYamux

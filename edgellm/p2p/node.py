@@ -6,10 +6,9 @@ TCP, Noise and Yamux only: libp2p's QUIC is slow in Python, and its list of othe
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, closing, nullcontext, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import libp2p
@@ -19,7 +18,7 @@ from libp2p.crypto.x25519 import create_new_key_pair as create_new_noise_key_pai
 from libp2p.custom_types import TProtocol
 from libp2p.host.basic_host import BasicHost
 from libp2p.host.exceptions import StreamFailure
-from libp2p.network.config import INBOUND_UPGRADE_TIMEOUT, ConnectionConfig, RetryConfig
+from libp2p.network.config import ConnectionConfig, RetryConfig
 from libp2p.peer.id import ID
 from libp2p.security.noise import transport as noise
 from multiaddr import Multiaddr
@@ -32,9 +31,12 @@ from edgellm.p2p.connections import relay_of
 from edgellm.p2p.dht import ProviderDirectory
 from edgellm.p2p.dialer import Dialer
 from edgellm.p2p.doorkeeper import Doorkeeper
+from edgellm.p2p.gate import Gatekeeper
 from edgellm.p2p.greeting import GuardedNoise
 from edgellm.p2p.handlers import run_handler
 from edgellm.p2p.identity import Identity
+from edgellm.p2p.known_peers import bound_peerstore
+from edgellm.p2p.limits import MAX_CONNECTIONS, ConnectionLimits, origin
 from edgellm.p2p.mdns import on_local_network
 from edgellm.p2p.nat import RELAYS_KEY, Reach
 from edgellm.p2p.network import PeerAddress, StreamHandler
@@ -44,14 +46,13 @@ from edgellm.p2p.relay import RENEW_INTERVAL_S, Relay
 from edgellm.p2p.relay_limits import Ledger, RelayLimits, Standing, is_stranger
 from edgellm.p2p.relay_server import RelayServer
 from edgellm.p2p.shutdown import bounded, close_connections, cut_connections, unwrapped
+from edgellm.p2p.stream_gate import ProtocolGate, all_streams
 from edgellm.p2p.streams import LibP2PStream
 from edgellm.p2p.watchdog import watch
 from edgellm.types.member import Member
 
 log = logging.getLogger(__name__)
 
-MAX_CONNECTIONS = 512
-MAX_INBOUND_STREAMS_PER_PEER = 1024
 GUARDED_UPGRADE_S = 3.0  # for all of a connection's handshakes, where strangers are not welcome
 REJOIN_INTERVAL_S = 30.0
 UPGRADE_WAIT_S = 2.5
@@ -69,7 +70,7 @@ class NodeConfig:
     reached through, for a machine that others cannot connect to. `serve_relay`: be such a relay, within `relay_limits`
     (what `relay_standing` says of a peer stands instead). `stay_reachable`: find out whether others can connect, and find
     relays when not; with `map_ports` ask the router for a port (and for `other_ports`) that leads here.
-    `mdns`: announce this node on the local network and connect to others seen there.
+    `mdns`: announce this node on the local network and connect to others seen there. `limits`: for what others open here.
     `doorkeeper`: decides which peers this node has to do with; None: all.
     """
 
@@ -88,6 +89,7 @@ class NodeConfig:
     other_ports: tuple[int, ...] = ()
     mdns: bool = False
     doorkeeper: Doorkeeper | None = None
+    limits: ConnectionLimits = field(default_factory=ConnectionLimits)
 
 
 class LibP2PNetwork:
@@ -164,9 +166,23 @@ class LibP2PNetwork:
     def relay_of(self, peer: str) -> str:
         return relay_of(self._host.get_network(), ID.from_base58(peer))
 
+    def origin_of(self, peer: str) -> str:
+        """The network or address that `peer` connects from, as far as it tells peers apart; else the peer itself."""
+        for connection in self._host.get_network().get_connections(ID.from_base58(peer)):
+            if (remote := connection.muxed_conn.get_remote_address()) is not None:
+                return origin(remote[0]).address or peer
+        return peer
+
     def serve(self, protocol: str, handler: StreamHandler) -> None:
+        gate = ProtocolGate(protocol)
+
         async def handle(net_stream: Any) -> None:
-            await run_handler(protocol, handler, LibP2PStream(net_stream))
+            stream = LibP2PStream(net_stream)
+            if not gate.admits(stream.peer):
+                await stream.reset()
+                return
+            with gate.counts.one_of(stream.peer):
+                await run_handler(protocol, handler, stream)
 
         self._host.set_stream_handler(TProtocol(protocol), handle)
 
@@ -265,7 +281,12 @@ async def open_node(config: NodeConfig) -> AsyncIterator[LibP2PNetwork]:
     dialer = Dialer(host, lambda: 0 if reach is not None and reach.is_direct else port())
     relay = Relay(host, dialer, through=config.relays)
     advertisement.relayed = relay.addresses
-    directory = ProviderDirectory(host, server=config.dht_server)
+    trusted = [ID.from_base58(split_peer(multiaddr)[1]) for multiaddr in config.bootstrap]
+    directory = ProviderDirectory(host, server=config.dht_server, trusted=trusted)
+    bound_peerstore(
+        host.get_peerstore(),
+        lambda: (host.get_id(), *host.get_connected_peers(), *trusted, *directory.known()),
+    )
     puncher = HolePuncher(host, port, config.announce)
     if config.serve_relay:
         RelayServer(host, Ledger(config.relay_limits, config.relay_standing or is_stranger))
@@ -321,6 +342,9 @@ def _make_host(config: NodeConfig, listen: tuple[Multiaddr, ...], advertisement:
         if config.doorkeeper
         else noise.Transport(keys, noise_privkey=noise_keys.private_key)
     )
+    limits = config.limits
+    if config.doorkeeper is not None:
+        limits = replace(limits, handshake_s=min(limits.handshake_s, GUARDED_UPGRADE_S))
     swarm = libp2p.new_swarm(
         key_pair=keys,
         sec_opt={noise.PROTOCOL_ID: security},
@@ -333,12 +357,12 @@ def _make_host(config: NodeConfig, listen: tuple[Multiaddr, ...], advertisement:
             high_watermark=MAX_CONNECTIONS,
             low_watermark=0,
             min_connections=0,
-            inbound_upgrade_timeout=GUARDED_UPGRADE_S if config.doorkeeper else INBOUND_UPGRADE_TIMEOUT,
+            inbound_upgrade_timeout=limits.handshake_s,
         ),
     )
-    # Its limits (10 connections a second from one peer, 1,000 of global state) refuse what a cluster needs; the
-    # ones that matter are `MAX_CONNECTIONS` and, for streams, `_guard`.
+    # Why not its own: `edgellm.p2p.limits`.
     swarm.set_resource_manager(None)
+    swarm._handle_inbound_connection = Gatekeeper(swarm, limits).accept
     # It dials half of `high_watermark` of all peers ever heard of, for ever.
     swarm.auto_connector.start = _do_nothing
     host = BasicHost(network=swarm, disable_identify_address_discovery=True)
@@ -352,24 +376,22 @@ def _make_host(config: NodeConfig, listen: tuple[Multiaddr, ...], advertisement:
 
 
 def _guard(handle: Any) -> Any:
-    """libp2p's own stream handler, so that nothing leaves it and no peer holds too many streams."""
-    open_streams: Counter[str] = Counter()
+    """libp2p's own stream handler, so that nothing leaves it, no peer holds too many streams, and none stays half open."""
+    streams = all_streams()
 
     async def guarded(net_stream: Any) -> None:
         peer = str(net_stream.muxed_conn.peer_id)
-        if open_streams[peer] >= MAX_INBOUND_STREAMS_PER_PEER:
+        if not streams.has_room(peer):
             await LibP2PStream(net_stream).reset()
             return
-        open_streams[peer] += 1
-        try:
-            await handle(net_stream)
-        except Exception:
-            log.debug("a stream of peer %s failed", peer, exc_info=True)
-            await LibP2PStream(net_stream).reset()
-        finally:
-            open_streams[peer] -= 1
-            if not open_streams[peer]:
-                del open_streams[peer]
+        with streams.one_of(peer):
+            try:
+                await handle(net_stream)
+            except Exception:
+                log.debug("a stream of peer %s failed", peer, exc_info=True)
+                await LibP2PStream(net_stream).reset()
+            else:
+                await muxer.end(net_stream.muxed_stream)
 
     return guarded
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import trio
 from libp2p.custom_types import TProtocol
-from libp2p.kad_dht.common import MAX_DHT_MESSAGE_SIZE
 from libp2p.kad_dht.pb.kademlia_pb2 import Message
 from libp2p.kad_dht.utils import maybe_consume_signed_record
 from libp2p.peer.id import ID
@@ -23,6 +22,7 @@ from edgellm.p2p.varint import encode_varint
 log = logging.getLogger(__name__)
 
 ADDRESS_TTL_S = 3600
+MAX_ANSWER_BYTES = 512 * 1024
 _CLOSE_S = 1.0
 
 
@@ -41,9 +41,7 @@ async def get_providers(
                 question = Message(type=Message.MessageType.GET_PROVIDERS, key=key, senderRecord=record)
                 encoded = question.SerializeToString()
                 await stream.write(encode_varint(len(encoded)) + encoded)
-                said = Message.FromString(
-                    await read_varint_prefixed_bytes_limited(stream, MAX_DHT_MESSAGE_SIZE)
-                )
+                said = Message.FromString(await read_varint_prefixed_bytes_limited(stream, MAX_ANSWER_BYTES))
             finally:
                 with trio.CancelScope(shield=True, deadline=trio.current_time() + _CLOSE_S):
                     await stream.close()

@@ -17,6 +17,7 @@ from edgellm.models.manifest import decode_manifest
 from edgellm.p2p.framing import MessageStream
 from edgellm.p2p.network import Network, PeerAddress
 from edgellm.types.model import ModelManifest
+from edgellm.types.text import one_line
 from edgellm.wire import wire_pb2
 
 log = structlog.get_logger(__name__)
@@ -24,6 +25,7 @@ log = structlog.get_logger(__name__)
 FETCH_TIMEOUT_S = 60.0
 STALL_S = 5.0
 """A host that sends nothing for so long is frozen or gone; another may have the same files."""
+SLOWEST_BYTES_S = 64 << 10
 MAX_MANIFEST_BYTES = 4 << 20
 
 
@@ -79,19 +81,25 @@ async def _fetch(network: Network, host: PeerAddress, digest: str, path: str, li
         await messages.send(wire_pb2.ModelRequest(digest=bytes.fromhex(digest), path=path))
         reply = await messages.receive(wire_pb2.ModelReply, timeout_s=STALL_S, max_bytes=4096)
         if reply.error:
-            raise NetworkError(f"peer {host.peer} has not {path or 'the manifest'}: {reply.error[:200]}")
+            raise NetworkError(
+                f"peer {host.peer} has not {path or 'the manifest'}: {one_line(reply.error, 200)}"
+            )
         if reply.size_bytes > limit_bytes:
             raise ProtocolViolation(f"peer {host.peer} announced {reply.size_bytes} bytes for {path!r}")
         received = bytearray()
-        while len(received) < reply.size_bytes:
-            chunk = b""
-            with trio.move_on_after(STALL_S) as stall:
-                chunk = await messages.receive_some(min(65536, reply.size_bytes - len(received)))
-            if stall.cancelled_caught:
-                raise NetworkError(f"peer {host.peer} stopped in the middle of {path or 'the manifest'}")
-            if not chunk:
-                raise NetworkError(f"peer {host.peer} ended in the middle of {path or 'the manifest'}")
-            received += chunk
+        # Also for all of it together: a byte now and then is no answer.
+        with trio.move_on_after(STALL_S + reply.size_bytes / SLOWEST_BYTES_S):
+            while len(received) < reply.size_bytes:
+                chunk = b""
+                with trio.move_on_after(STALL_S) as stall:
+                    chunk = await messages.receive_some(min(65536, reply.size_bytes - len(received)))
+                if stall.cancelled_caught:
+                    raise NetworkError(f"peer {host.peer} stopped in the middle of {path or 'the manifest'}")
+                if not chunk:
+                    raise NetworkError(f"peer {host.peer} ended in the middle of {path or 'the manifest'}")
+                received += chunk
+        if len(received) < reply.size_bytes:
+            raise NetworkError(f"peer {host.peer} sends {path or 'the manifest'} too slowly")
         return bytes(received)
     finally:
         with trio.CancelScope(shield=True, deadline=trio.current_time() + 1):

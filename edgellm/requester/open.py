@@ -15,6 +15,7 @@ from edgellm.cluster.scratch import sweep
 from edgellm.cluster.switchboard import Switchboard
 from edgellm.discovery.bootstrap import remember
 from edgellm.discovery.collect import SequenceBook
+from edgellm.discovery.known_hosts import KnownHosts
 from edgellm.engine.registry import load_backend
 from edgellm.errors import DiscoveryError
 from edgellm.models.light import LightStore
@@ -73,7 +74,7 @@ async def open_requester(options: RequesterOptions, paths: Paths) -> AsyncIterat
             switchboard=Switchboard(network),
             machine=CellMachine(backend, paths.runtime, usable_threads(), options.isolation),
             store=LightStore(paths.cache / "models"),
-            book=SequenceBook(),
+            book=SequenceBook(known=KnownHosts(paths.state / "hosts.json", options.bootstrap)),
             now=time.time,
             kv=kv,
             trust=TrustBook(Ledger(paths.state), options.check_share),

@@ -191,5 +191,5 @@ def read_record(files: SessionFiles) -> SessionRecord | None:
     """The record, or None where the daemon has not written one or it cannot be read."""
     try:
         return msgspec.json.decode(files.record.read_bytes(), type=SessionRecord)
-    except (OSError, msgspec.DecodeError):
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError):
         return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import trio
@@ -12,13 +13,14 @@ from trio.testing import MockClock
 
 from edgellm.discovery.check import fault
 from edgellm.discovery.codec import open_advert, seal_advert
-from edgellm.discovery.collect import Found, SequenceBook, find_hosts
+from edgellm.discovery.collect import ASK_TIMEOUT_S, Found, SequenceBook, find_hosts
 from edgellm.discovery.keys import HOSTS_KEY, model_key
+from edgellm.discovery.known_hosts import KnownHosts
 from edgellm.discovery.publish import PROTOCOL, Publisher
 from edgellm.errors import DiscoveryError, ProtocolViolation
 from edgellm.p2p.framing import MessageStream
 from edgellm.p2p.identity import Identity
-from edgellm.p2p.network import Stream
+from edgellm.p2p.network import PeerAddress, Stream
 from edgellm.requester.discover import discover
 from edgellm.testing.memory_network import MemoryNetwork, open_hub
 from edgellm.types.advert import HostAdvert
@@ -196,3 +198,57 @@ def test_load_is_how_much_of_what_it_lends_is_lent() -> None:
     assert two.load == 0.5
     assert replace(two, free_devices=("0", "1")).load == 0
     assert replace(two, devices=()).load == 1
+
+
+def eclipsed(network: MemoryNetwork) -> MemoryNetwork:
+    """One to whom the DHT names nobody."""
+
+    async def nobody(key: str) -> tuple[PeerAddress, ...]:
+        return ()
+
+    network.find_providers = nobody  # type: ignore[method-assign]
+    return network
+
+
+async def test_hosts_that_answered_before_are_found_when_nobody_lists_them(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    path = tmp_path / "hosts.json"
+    through = "/ip4/10.0.0.1/tcp/1/p2p/somebody"
+    async with open_hub() as hub:
+        hosts = [hub.join() for _ in range(3)]
+        for host in hosts:
+            publisher = Publisher(host, lambda host=host: advert(peer=host.peer))  # type: ignore[misc]
+            await publisher.announce()
+        assert len((await look(hub.join(), SequenceBook(known=KnownHosts(path, [through])))).sightings) == 3
+        hub.kill(hosts[2].peer)
+
+        assert not (await look(eclipsed(hub.join()))).sightings
+        began = trio.current_time()
+        found = await look(eclipsed(hub.join()), SequenceBook(known=KnownHosts(path, [through])))
+        assert {sighting.advert.peer for sighting in found.sightings} == {host.peer for host in hosts[:2]}
+        assert found.refused == {}
+        assert trio.current_time() - began < 2
+        # Who is gone is forgotten; other swarms and other models have hosts of their own.
+        known = KnownHosts(path, [through])
+        assert {host.peer for host in known.of(model_key("tiny"), NOW)} == {host.peer for host in hosts[:2]}
+        assert not known.of(model_key("other"), NOW)
+        assert not known.of(model_key("tiny"), NOW + 30 * 86400)
+        assert not KnownHosts(path, []).of(model_key("tiny"), NOW)
+        path.write_text("{")
+        assert not KnownHosts(path, [through]).of(model_key("tiny"), NOW)
+
+
+async def test_hundreds_of_silent_sybils_cost_a_few_timeouts(autojump_clock: MockClock) -> None:
+    async with open_hub() as hub:
+        good, requester = hub.join(), hub.join()
+        await Publisher(good, lambda: advert(peer=good.peer)).announce()
+        for _ in range(400):
+            silent = hub.join()
+            await silent.provide(model_key("tiny"))
+            hub.freeze(silent.peer)
+        began = trio.current_time()
+        found = await look(requester)
+        assert trio.current_time() - began <= 4 * ASK_TIMEOUT_S
+        assert [sighting.advert.peer for sighting in found.sightings] == [good.peer]
+        assert found.refused == {"unreachable": 400}

@@ -15,7 +15,7 @@ from edgellm.errors import NetworkError, ProtocolViolation
 from edgellm.kv import exchange
 from edgellm.kv.announcer import BATCH, MAX_WAITING, Announcer
 from edgellm.kv.distrust import MAX_AVOIDED, Distrust
-from edgellm.kv.exchange import BURST, MAX_NAMES, PER_SECOND, PROTOCOL, Known, Pace, Use, announce, ask_find
+from edgellm.kv.exchange import MAX_NAMES, PACE, PROTOCOL, Known, Use, announce, ask_find
 from edgellm.kv.figures import COUNTERS, Figures, prometheus
 from edgellm.kv.records import Record
 from edgellm.kv.region import Region
@@ -140,25 +140,15 @@ async def test_a_flood_is_refused(autojump_clock: MockClock) -> None:
     script = Script()
     async with pair(script) as (asker, whom):
         refused = 0
-        for _ in range(BURST + 50):
+        for _ in range(int(PACE.burst) + 50):
             try:
                 await ask_find(asker, whom, SCOPE, [NAME], WHOLE)
             except NetworkError as error:
                 refused += "too many" in str(error)
-        assert script.asked == BURST
+        assert script.asked == PACE.burst
         assert refused == 50
         await trio.sleep(1)
         await ask_find(asker, whom, SCOPE, [NAME], WHOLE)
-
-
-def test_each_peer_has_a_pace_of_its_own() -> None:
-    pace = Pace()
-    assert sum(pace.admits("a", 0.0) for _ in range(1000)) == BURST
-    assert pace.admits("b", 0.0)
-    assert sum(pace.admits("a", 1.0) for _ in range(1000)) == PER_SECOND
-    for number in range(5000):
-        pace.admits(f"peer {number}", 2.0)
-    assert len(pace._buckets) <= exchange.MAX_PEERS
 
 
 @pytest.mark.parametrize(

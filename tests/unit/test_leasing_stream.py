@@ -441,3 +441,35 @@ async def test_a_lease_says_beforehand_when_it_ends(autojump_clock: MockClock) -
         host.server.lend_until(5000.0)
         async with hold_leases(requester, [wish(host)]) as leases:
             assert leases.held[0].lends_until == 5000.0
+
+
+async def test_who_keeps_devices_and_sends_no_plan_is_refused_after_a_while(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_hub() as hub:
+        host = join_host(hub)
+        # Identities are free: an address is what counts.
+        host.server._origin_of = lambda peer: "192.0.2.7"
+        held_s, tries, codes = 0.0, 0, set()
+        while trio.current_time() < 1800:
+            requester = hub.join()
+            began = trio.current_time()
+            tries += 1
+            try:
+                with unwrapped():
+                    async with hold_leases(requester, [wish(host)]):
+                        await trio.sleep(COMMIT_S + 5)
+            except HostLost:
+                held_s += trio.current_time() - began
+            except LeasesRefused as refused:
+                codes.add(refused.denials[0].code)
+                await trio.sleep(5)
+        assert tries > 50
+        assert codes == {"policy"}
+        assert held_s < 1800 * 0.2
+
+        # Somebody else is served at once.
+        host.server._origin_of = lambda peer: peer
+        other = hub.join()
+        async with hold_leases(other, [wish(host)]) as leases:
+            await leases.commit(sealed(leases, other.identity))

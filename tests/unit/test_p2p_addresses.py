@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
-from typing import Any
 
 from libp2p.peer.id import ID
 from multiaddr import Multiaddr
 
 from edgellm.p2p.addresses import written
-from edgellm.p2p.dht import ProviderDirectory
+from edgellm.p2p.dht import _addresses
 from edgellm.p2p.dialer import Dialer
 from edgellm.p2p.identity import Identity
 from edgellm.p2p.network import PeerAddress
@@ -28,10 +27,9 @@ def test_what_is_no_address_is_left_out() -> None:
 
 
 def test_a_malformed_address_takes_no_provider_out_of_a_lookup() -> None:
-    peer, found = a_peer(), dict[str, PeerAddress]()
+    peer = a_peer()
     addresses = [NONE, Multiaddr(f"{GOOD}/p2p/{peer}"), Multiaddr(GOOD)]
-    directory: Any = SimpleNamespace()
-    ProviderDirectory._collect(directory, found, [SimpleNamespace(peer_id=peer, addrs=addresses)])
+    found = _addresses([SimpleNamespace(peer_id=peer, addrs=addresses)])
     assert found == {str(peer): PeerAddress(str(peer), (GOOD,))}
 
 

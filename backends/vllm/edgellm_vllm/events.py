@@ -36,10 +36,14 @@ class EventStream:
         """Head: this member became far slower than it was."""
         self._write("slow", detail=detail, address=address)
 
+    def tokens(self, count: int) -> None:
+        """Worker: how many tokens its ranks have computed since the cell began."""
+        self._write("tokens", count=count)
+
     def failed(self, detail: str) -> None:
         """The member cannot go on and exits."""
         self._write("failed", detail=detail)
 
-    def _write(self, event: str, **fields: str) -> None:
+    def _write(self, event: str, **fields: str | int) -> None:
         since_start_s = round(time.monotonic() - self._begun, 3)
         self._out.write(json.dumps({"event": event, **fields, "since_start_s": since_start_s}) + "\n")

@@ -17,6 +17,7 @@ from edgellm_vllm.fork_client import SOCKET_VARIABLE
 from edgellm_vllm.kv.server import kv_server
 from edgellm_vllm.kv.settings import profiles_variable, settings_from
 from edgellm_vllm.ray_node import ray_node, wait_until_answers, worker_arguments
+from edgellm_vllm.token_count import reported
 
 # The head's Ray takes 2 to 5 s; the rest is for a requester on a slow machine or a slow link.
 _HEAD_TIMEOUT_S = 90.0
@@ -36,6 +37,7 @@ async def _join(options: argparse.Namespace, events: EventStream) -> None:
     ahead = 2 * devices if options.standby and not forks else devices
     async with (
         _kv_sharing(address, options.device_kind),
+        reported(events),
         _fork_server() if forks else contextlib.nullcontext(),
         ray_node(worker_arguments(address, head, devices, ahead)) as node,
     ):

@@ -12,6 +12,7 @@ import functools
 from typing import TYPE_CHECKING, Any
 
 from edgellm_vllm.stage_clock import CLOCK, stamp
+from edgellm_vllm.token_count import TokenCount, counting, wanted
 
 if TYPE_CHECKING:
     from vllm.v1.core.sched.output import SchedulerOutput
@@ -101,6 +102,9 @@ class Transfers:
 class WholeSteps:
     """Mixed into vLLM's worker class."""
 
+    _edgellm_tokens: TokenCount | None
+    rank: int
+
     def edgellm_step(self, step: SchedulerOutput) -> Any:
         """Runs the model and samples; the step's result, as vLLM's `sample_tokens` returns it."""
         worker: Any = self
@@ -110,6 +114,13 @@ class WholeSteps:
             if output is None:
                 output = worker.sample_tokens(None)
             stamp(output, CLOCK.spent_s())
+            self._edgellm_count(step.total_num_scheduled_tokens)
             return output
         finally:
             CLOCK.end()
+
+    def _edgellm_count(self, tokens: int) -> None:
+        if not hasattr(self, "_edgellm_tokens"):
+            self._edgellm_tokens = counting(self.rank) if wanted() else None
+        if self._edgellm_tokens is not None:
+            self._edgellm_tokens.add(tokens)
