@@ -32,25 +32,39 @@ FAULTS = 200
 FRESH = 3
 """Bring-ups without a fault, of each kind of cluster."""
 MOST_BROKEN = 3
-"""Sessions one after the other in which no fault could be tried."""
+"""Clusters one after the other with which no fault could be tried."""
+QUESTION: Cluster = "a question's own"
 SPARE: Cluster = "two hosts and a spare"
 
 
 def run(stage: Stage, faults: Sequence[Fault], log: Log, lock: Path | None, fresh: int) -> None:
-    """All of `faults`, cluster by cluster."""
+    """All of `faults`, cluster by cluster. Raises Broken where it does not get on."""
     for cluster, of_cluster in groupby(faults, key=lambda fault: fault.cluster):
-        while len(log.fresh_s.get(cluster, ())) < fresh and cluster != "a question's own":
-            with locked(lock):
-                stage.wait_well()
-                log.add_fresh(cluster, stage.fresh_s(cluster))
-            note(f"a fresh bring-up of {cluster}: {log.fresh_s[cluster][-1]:.1f} s to the first token")
-        if cluster == "a question's own":
-            _questions(stage, list(of_cluster), log, lock)
-        else:
-            _sessions(stage, cluster, list(of_cluster), log, lock)
+        wanted, broken = list(of_cluster), 0
+        while left := log.left(wanted):
+            try:
+                if cluster == QUESTION:
+                    _questions(stage, left, log, lock)
+                else:
+                    _fresh(stage, cluster, log, lock, fresh)
+                    _session(stage, cluster, left, log, lock)
+            except Broken as error:
+                note(f"{cluster}, once more: {error}")
+                stage.heal()
+                broken = broken + 1 if len(log.left(wanted)) == len(left) else 0
+                if broken == MOST_BROKEN:
+                    raise
 
 
-def _questions(stage: Stage, faults: list[Fault], log: Log, lock: Path | None) -> None:
+def _fresh(stage: Stage, cluster: Cluster, log: Log, lock: Path | None, wanted: int) -> None:
+    while len(log.fresh_s.get(cluster, ())) < wanted:
+        with locked(lock):
+            stage.wait_well()
+            log.add_fresh(cluster, stage.fresh_s(cluster))
+        note(f"a fresh bring-up of {cluster}: {log.fresh_s[cluster][-1]:.1f} s to the first token")
+
+
+def _questions(stage: Stage, faults: Sequence[Fault], log: Log, lock: Path | None) -> None:
     texts: dict[str, str] = {}
     for fault in faults:
         with locked(lock):
@@ -60,20 +74,6 @@ def _questions(stage: Stage, faults: list[Fault], log: Log, lock: Path | None) -
                 texts[prompt] = stage.text_of(prompt)
             told(stage.disturb_question(fault, texts[prompt]), log)
             stage.heal()
-
-
-def _sessions(stage: Stage, cluster: Cluster, faults: list[Fault], log: Log, lock: Path | None) -> None:
-    broken = 0
-    while left := log.left(faults):
-        tried = len(left)
-        try:
-            _session(stage, cluster, left, log, lock)
-        except Broken as error:
-            note(f"another session is opened: {error}")
-            stage.heal()
-            broken = broken + 1 if len(log.left(faults)) == tried else 0
-            if broken == MOST_BROKEN:
-                raise
 
 
 def _session(stage: Stage, cluster: Cluster, faults: Sequence[Fault], log: Log, lock: Path | None) -> None:

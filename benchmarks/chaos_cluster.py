@@ -123,17 +123,26 @@ class Stage:
             return
         if fault.kind not in ENDING:
             self._note(f"{name} ended of it with {process.returncode}: {process.stderr.strip()[-300:]}")
+        self._restart(name)
+
+    def _restart(self, name: str) -> None:
         try:
             self.hosts[name] = self._start(self.hosts[name].machine).wait_ready()
         except (AssertionError, TimeoutError) as error:
             raise Broken(f"{name} does not come back: {error}") from error
 
     def wait_well(self) -> None:
-        """Until every host lends again, or works for the cluster. Raises Broken."""
+        """Until every host lends again, or works for the cluster; one that does not is started anew. Raises Broken."""
         deadline = time.monotonic() + WELL_S
         while missing := self._ill():
             if time.monotonic() > deadline:
-                raise Broken(f"{', '.join(missing)} lend no longer")
+                for name in missing:
+                    self._note(
+                        f"{name} does not lend {WELL_S:.0f} s after the last fault, and is started anew"
+                    )
+                    self.hosts[name].process.end_now()
+                    self._restart(name)
+                deadline += WELL_S
             time.sleep(_POLL_S)
 
     def _ill(self) -> list[str]:
@@ -156,14 +165,20 @@ class Stage:
             self.swarm.ask(prompt, *options, *SHAPES[fault.cluster]), grace_s=ANSWER_S
         )
         try:
-            asking.wait_for(r"^ready in", ASK_TIMEOUT_S, stream="stderr")
+            try:
+                asking.wait_for(r"^ready in", ASK_TIMEOUT_S, stream="stderr")
+            except (AssertionError, TimeoutError) as error:
+                raise Broken(f"the question's cluster does not come up: {error}") from error
             wanted = max(1, int(fault.at * len(expected)))
             while len(asking.stdout) < wanted and asking.returncode is None:
                 time.sleep(0.005)
             came = len(asking.stdout)
             members = sorted(name for name, host in self.hosts.items() if ranks(host))
             at = time.monotonic()
-            victim = self.hit(fault, members)
+            try:
+                victim = self.hit(fault, members)
+            except (RuntimeError, IndexError) as error:
+                raise Broken(f"no member of the question's cluster can be hit: {error}") from error
             done = asking.wait(ANSWER_S)
         finally:
             if asking.returncode is None:
@@ -178,7 +193,10 @@ class Stage:
         """What a question's own cluster says undisturbed."""
         options = ("--raw", "--max-tokens", str(self.tokens), "--context", "2048", "--fresh", "--quiet")
         argv = self.swarm.ask(prompt, *options, *SHAPES["a question's own"])
-        return self.requester.run(argv, timeout_s=ASK_TIMEOUT_S).check().stdout
+        try:
+            return self.requester.run(argv, timeout_s=ASK_TIMEOUT_S).check().stdout
+        except (AssertionError, TimeoutError) as error:
+            raise Broken(f"an undisturbed question fails: {error}") from error
 
     def end(self) -> None:
         """Raises AssertionError where something is left of all that was started here."""
@@ -270,18 +288,10 @@ class Session:
                 raise Broken(f"the session is {described.get('state', 'gone')}")
             time.sleep(_POLL_S)
 
-    def members(self) -> list[str]:
-        """Its hosts, in the order of their layers."""
-        route = str(self.described().get("route", ""))
-        names = re.findall(r"(\S+) layers", route)
-        if not names:
-            raise Broken(f"the session's route is {route!r}")
-        return names
-
     def disturb(self, fault: Fault) -> Outcome:
         """Answers, a fault amid them, and what came of it."""
         described = self.described()
-        members = self.members()
+        members = members_of(described)
         tokens = self._stage.tokens
         asked = [(PROMPTS[number], self.stream(PROMPTS[number], tokens)) for number in fault.prompts]
         asking = self._ask(PROMPTS[fault.prompts[0]]) if fault.with_ask else None
@@ -316,6 +326,15 @@ class Session:
         tokens = str(self._stage.tokens)
         argv = ["edgellm", "ask", prompt, "--raw", "--json", "--session", NAME, "--temperature", "0"]
         return self._machine.start([*argv, "--max-tokens", tokens], grace_s=ANSWER_S)
+
+
+def members_of(described: Mapping[str, Any]) -> list[str]:
+    """A session's hosts, in the order of their layers. Raises Broken."""
+    route = str(described.get("route", ""))
+    names = re.findall(r"(\S+) layers", route)
+    if not names:
+        raise Broken(f"the session's route is {route!r}")
+    return names
 
 
 def _wrong_ask(asking: Process, expected: Ids) -> str:
