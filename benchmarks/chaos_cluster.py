@@ -133,17 +133,20 @@ class Stage:
 
     def wait_well(self) -> None:
         """Until every host lends again, or works for the cluster; one that does not is started anew. Raises Broken."""
-        deadline = time.monotonic() + WELL_S
-        while missing := self._ill():
-            if time.monotonic() > deadline:
-                for name in missing:
-                    self._note(
-                        f"{name} does not lend {WELL_S:.0f} s after the last fault, and is started anew"
-                    )
-                    self.hosts[name].process.end_now()
-                    self._restart(name)
-                deadline += WELL_S
+        if not (missing := self._ill_for(WELL_S)):
+            return
+        for name in missing:
+            self._note(f"{name} does not lend {WELL_S:.0f} s after the last fault, and is started anew")
+            self.hosts[name].process.end_now()
+            self._restart(name)
+        if missing := self._ill_for(WELL_S):
+            raise Broken(f"{', '.join(missing)} lend no longer")
+
+    def _ill_for(self, within_s: float) -> list[str]:
+        deadline = time.monotonic() + within_s
+        while (missing := self._ill()) and time.monotonic() < deadline:
             time.sleep(_POLL_S)
+        return missing
 
     def _ill(self) -> list[str]:
         """Hosts that neither lend to a cluster nor are free."""
