@@ -20,7 +20,7 @@ from itertools import groupby
 from pathlib import Path
 
 from benchmarks import report
-from benchmarks.chaos_cluster import PROMPTS, Broken, Stage
+from benchmarks.chaos_cluster import PROMPTS, TOKENS, Broken, Stage
 from benchmarks.chaos_log import Log, Outcome, pauses, quantile, table
 from benchmarks.chaos_schedule import KINDS, SHARES, Cluster, Fault, schedule
 from benchmarks.main import REPOSITORY, locked
@@ -150,6 +150,7 @@ def main() -> int:
     )
     parser.add_argument("--number", type=int, help="this one of the seed's faults alone")
     parser.add_argument("--fresh", type=int, default=FRESH, help="bring-ups of each cluster without a fault")
+    parser.add_argument("--tokens", type=int, default=TOKENS, help="of each answer; default: %(default)s")
     parser.add_argument("--again", action="store_true", help="forget what was tried with this seed before")
     parser.add_argument("--lock", type=Path, help="a file to lock (flock) during each fault")
     options = parser.parse_args()
@@ -159,7 +160,8 @@ def main() -> int:
     faults = schedule(options.seed, count, len(PROMPTS), only=options.only, clusters=options.cluster)
     if options.number is not None:
         faults = tuple(fault for fault in faults if fault.number == options.number)
-    choice = "-".join(["", *options.only, *options.cluster]).replace(" ", "_").replace("'", "")
+    tokens = [] if options.tokens == TOKENS else [str(options.tokens)]
+    choice = "-".join(["", *tokens, *options.only, *options.cluster]).replace(" ", "_").replace("'", "")
     path = OUT.with_name(f"chaos-{commit}-{options.seed}{choice}.jsonl")
     if options.again or options.number is not None:
         path.unlink(missing_ok=True)
@@ -170,7 +172,7 @@ def main() -> int:
     if left:
         with Lan() as lan:
             with locked(options.lock):
-                stage = Stage(lan, note)
+                stage = Stage(lan, note, options.tokens)
             try:
                 run(stage, left, log, options.lock, options.fresh)
                 stage.end()
