@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
@@ -81,6 +82,9 @@ class RecordIndex:
         # One call at a time: SQLite would make others wait anyway, and a thread each.
         self._turn = trio.CapacityLimiter(1)
         self._connection: sqlite3.Connection | None = None
+        # A call that was cancelled goes on in its thread; SQLite does not survive that its connection is closed meanwhile.
+        self._using = threading.Lock()
+        self._is_closed = False
         self._until_sweep = 0
 
     async def put(self, records: Sequence[Record]) -> int:
@@ -136,6 +140,12 @@ class RecordIndex:
         return await self._do(lambda connection: _stat(connection, own), IndexStat(0, 0, 0, 0))
 
     def close(self) -> None:
+        """Waits for a call that is under way. Later ones know nothing."""
+        with self._using:
+            self._is_closed = True
+            self._disconnect()
+
+    def _disconnect(self) -> None:
         if self._connection is not None:
             self._connection.close()
             self._connection = None
@@ -143,8 +153,11 @@ class RecordIndex:
     async def _do(self, work: Callable[[sqlite3.Connection], T], otherwise: T) -> T:
         def run() -> T:
             try:
-                with self._connected() as connection, connection:
-                    return work(connection)
+                with self._using:
+                    if self._is_closed:
+                        return otherwise
+                    with self._connected() as connection, connection:
+                        return work(connection)
             except sqlite3.Error as error:
                 log.warning(
                     "the index of KV records failed; nothing is known of them",
@@ -165,7 +178,7 @@ class RecordIndex:
             # Exactly this class: the file is no database (any more). Its subclasses are busy, full and the like.
             if type(error) is sqlite3.DatabaseError:
                 log.warning("the index of KV records is damaged and begins anew", path=str(self._path))
-                self.close()
+                self._disconnect()
                 for suffix in ("", "-wal", "-shm"):
                     self._path.with_name(self._path.name + suffix).unlink(missing_ok=True)
             raise

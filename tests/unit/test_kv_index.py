@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import sqlite3
+import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import trio
 
 from edgellm.blocks.cid import Cid
 from edgellm.kv.index import MAX_HOLDERS_OF_A_PIECE, SWEEP_EVERY, IndexStat, RecordIndex, open_index
@@ -163,3 +166,23 @@ async def test_a_locked_file_costs_a_moment(tmp_path: Path, clock: Clock) -> Non
         other.rollback()
         other.close()
         assert await index.put([record(2)]) == 1
+
+
+async def test_closing_waits_for_a_call_that_was_cancelled(tmp_path: Path) -> None:
+    """SQLite ends the whole process when its connection is closed under a query."""
+    begun, let_go = threading.Event(), threading.Event()
+
+    def work(connection: sqlite3.Connection) -> None:
+        begun.set()
+        let_go.wait(5)
+        connection.execute("SELECT count(*) FROM pieces").fetchone()
+
+    with open_index(tmp_path / "index") as index:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(index._do, work, None)
+            await trio.to_thread.run_sync(begun.wait)
+            nursery.cancel_scope.cancel()
+        threading.Timer(0.2, let_go.set).start()
+        ended = time.monotonic()
+    assert time.monotonic() - ended > 0.1
+    assert await index.stat() == IndexStat(0, 0, 0, 0)
