@@ -175,7 +175,9 @@ class ProviderDirectory:
             for peer in self._neighbours():
                 nursery.start_soon(ask, peer)
 
-    async def _look_up(self, raw_key: bytes, on_found: Callable[[Iterable[Any]], None]) -> Looked[ID]:
+    async def _look_up(
+        self, raw_key: bytes, on_found: Callable[[Iterable[Any]], None], *, patient: bool = False
+    ) -> Looked[ID]:
         table = self._dht.routing_table
         start = set(table.find_local_closest_peers(raw_key, K))
         if len(start) < _FEW:
@@ -191,7 +193,9 @@ class ProviderDirectory:
 
         if self._nursery is None:
             return Looked((), 0, 0)
-        return await lookup(self._nursery, start, ask, lambda peer: distance(peer, raw_key), on_found)
+        return await lookup(
+            self._nursery, start, ask, lambda peer: distance(peer, raw_key), on_found, patient=patient
+        )
 
     def _neighbours(self) -> list[ID]:
         """Peers to tell and ask whatever the key: the trusted ones, and some that are connected and serve the DHT."""
@@ -236,7 +240,7 @@ class ProviderDirectory:
             store = self._dht.provider_store
             store.add_provider(raw_key, PeerInfo(self._host.get_id(), list(self._host.get_addrs())))
             # libp2p's own way sends it to the closest that it has heard of, of which many may be gone.
-            looked = await self._look_up(raw_key, lambda infos: None)
+            looked = await self._look_up(raw_key, lambda infos: None, patient=True)
             sending = trio.CapacityLimiter(_SENT_AT_ONCE)
             told = 0
 

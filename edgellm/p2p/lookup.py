@@ -86,11 +86,14 @@ async def lookup(
     ask: Callable[[P], Awaitable[Answer[P, F] | None]],
     distance: Callable[[P], int],
     on_found: Callable[[Sequence[F]], None],
+    *,
+    patient: bool = False,
 ) -> Looked[P]:
     """Asks ever closer peers; what they have of the key goes to `on_found` as it comes.
 
     `ask` gives None for a peer that cannot be asked, takes a bounded time, and raises nothing; it runs in `nursery`, where one
-    who is late may still be waited for after the lookup. Where nothing was found yet, the late ones are waited for here, too.
+    who is late may still be waited for after the lookup. Where nothing was found yet, the late ones are waited for here, too;
+    and always by who is `patient`, for a record is to be where others look for it.
     """
     state: _Lookup[P, F] = _Lookup(distance)
     state.known.update(start)
@@ -118,7 +121,7 @@ async def lookup(
                 state.began[peer] = now
                 nursery.start_soon(one, peer)
                 on_time.append(peer)
-            if not on_time and (state.has_found or not state.running()):
+            if not on_time and ((state.has_found and not patient) or not state.running()):
                 break
             limit_s = late_s(tuple(state.answered.values()))
             next_late = min((state.began[peer] + limit_s for peer in on_time), default=now + LOOKUP_TIMEOUT_S)
