@@ -174,7 +174,8 @@ def main() -> int:
             with locked(options.lock):
                 stage = Stage(lan, note, options.tokens)
             try:
-                run(stage, left, log, options.lock, options.fresh)
+                with stage:
+                    run(stage, left, log, options.lock, options.fresh)
                 stage.end()
             except Broken as error:
                 note(f"given up: {error}")

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from types import TracebackType
 from typing import Any
 
 from benchmarks.chaos_answers import Answer, Ids, Stream, difference, gap_of, wrong_of
@@ -104,6 +105,17 @@ class Stage:
         others = {"everybody": everybody, "the requester": [self.requester], "its members": hosts}[fault.side]
         self._hit = fault, name, inject(fault.kind, host, self.lan, others)
         return name
+
+    def __enter__(self) -> Stage:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Cut short amid a fault, nothing stays frozen or confined: it could not be ended."""
+        if self._hit is not None:
+            (_, _, undo), self._hit = self._hit, None
+            undo()
 
     def heal(self) -> None:
         """The fault is over, and its host lends again. Raises Broken."""

@@ -35,7 +35,7 @@ def test_answers_go_on_whatever_befalls_their_hosts() -> None:
     said: list[str] = []
     with Lan() as lan:
         stage = Stage(lan, said.append, TOKENS)
-        with stage.session("two hosts") as session:
+        with stage, stage.session("two hosts") as session:
             assert session.several_at_once() == []
             for fault in faults():
                 stage.wait_well()
