@@ -153,7 +153,8 @@ class Cell:
         try:
             if self._first_process is None and self._spec.isolation == "bwrap":
                 raise ProcessLookupError("bwrap did not say which process it began with")
-            with open_watch(self._spec, self._first_process, bounded=self._group is not None) as watch:
+            bounded = self._group is not None and self._group.bounds_memory
+            with open_watch(self._spec, self._first_process, bounded=bounded) as watch:
                 while (broken := watch.excess()) is None:
                     await trio.sleep(LOOK_S)
         except OSError as error:

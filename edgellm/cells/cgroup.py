@@ -3,7 +3,8 @@ kernel itself, and all of it dies at once.
 
 A node may where its own cgroup was delegated to it (a systemd scope or service with `Delegate=yes`, a container) and holds
 nobody else's processes, and as root of the machine at the root of the hierarchy. In a delegated one the node moves into a
-leaf of its own first: the kernel puts processes into leaves only.
+leaf of its own first: the kernel puts processes into leaves only. On machines that still have the pids controller of cgroup v1,
+root gets at least that: the kernel exempts root from RLIMIT_NPROC.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ class CellGroup:
     """The cgroup of one cell. Made by `open_group`."""
 
     directory: Path
+    bounds_memory: bool = True
 
     @property
     def processes_file(self) -> Path:
@@ -89,7 +91,7 @@ def find_place(process: str = "self", proc: Path = Path("/proc")) -> Place:
 @asynccontextmanager
 async def open_group(limits: Limits) -> AsyncIterator[CellGroup | None]:
     """A new cgroup with `limits`, gone with all in it when the context ends; None where none can be made."""
-    group = _make(limits)
+    group = _make(limits) or _make_for_processes(limits)
     if group is None:
         yield None
         return
@@ -136,6 +138,28 @@ def _make(limits: Limits) -> CellGroup | None:
     return group
 
 
+def _make_for_processes(limits: Limits, process: Path = Path("/proc/self")) -> CellGroup | None:
+    """By cgroup v1, which lets processes and children be in one directory."""
+    if os.geteuid() != 0:
+        return None
+    with contextlib.suppress(OSError, ValueError, StopIteration):
+        lines = (line.split(":", 2) for line in _read(process / "cgroup").splitlines())
+        path = next(own for _, controllers, own in lines if "pids" in controllers.split(","))
+        place = _mounted(process, path, kind="cgroup", option="pids")
+        for left in place.glob(f"{_CELL_PREFIX}*"):
+            with contextlib.suppress(OSError):
+                left.rmdir()
+        directory = place / f"{_CELL_PREFIX}{secrets.token_hex(4)}"
+        directory.mkdir()
+        try:
+            (directory / "pids.max").write_text(str(limits.processes), encoding="ascii")
+        except OSError:
+            directory.rmdir()
+            raise
+        return CellGroup(directory, bounds_memory=False)
+    return None
+
+
 def _prepare(place: Path, controllers: frozenset[str]) -> None:
     """Makes room for cells in `place`, and removes what nodes that were killed have left there. Raises OSError."""
     for left in place.glob(f"{_CELL_PREFIX}*"):
@@ -168,12 +192,18 @@ async def _remove(directory: Path) -> None:
 def _own_directory(process: Path) -> Path:
     """Raises OSError or ValueError where there is no cgroup v2."""
     path = next((line[3:] for line in _read(process / "cgroup").splitlines() if line.startswith("0::")), "")
+    return _mounted(process, path, kind="cgroup2")
+
+
+def _mounted(process: Path, path: str, *, kind: str, option: str = "") -> Path:
+    """Where the cgroup `path` of a hierarchy shows. Raises OSError or ValueError where it does not."""
     for line in _read(process / "mountinfo").splitlines():
         before, _, after = line.partition(" - ")
-        if after.startswith("cgroup2 "):
+        fields = after.split()
+        if fields[0] == kind and (not option or option in fields[-1].split(",")):
             root, point = before.split()[3:5]
             return Path(_unescaped(point)) / Path(path).relative_to(_unescaped(root))
-    raise ValueError("no cgroup2 mount")
+    raise ValueError(f"no {kind} mount")
 
 
 def _unescaped(path: str) -> str:

@@ -78,6 +78,7 @@ class Watch:
         if len(pids) > self._spec.limits.processes:
             return 0, len(pids)  # reading of each would take its time
         private = threads = shared = 0
+        limit_bytes = self._spec.limits.memory_bytes
         for pid in pids:
             with contextlib.suppress(OSError):
                 seen = _status(proc, pid)
@@ -89,6 +90,9 @@ class Watch:
         for fd in self._memory:
             space = os.fstatvfs(fd)
             files += (space.f_blocks - space.f_bfree) * space.f_frsize
+        if limit_bytes is not None and private * 1024 + max(shared * 1024, files) > limit_bytes:
+            # Pages that forked processes still have in common were counted in each. The kernel tells better, and slowly.
+            private = sum(_own_share(proc, pid) for pid in pids)
         return private * 1024 + max(shared * 1024, files), max(threads, len(pids))
 
 
@@ -162,6 +166,21 @@ def _status(proc: int, pid: str) -> dict[str, int]:
         if name in (b"Threads", b"RssAnon", b"RssShmem"):
             found[name.decode()] = int(value.split()[0])
     return found
+
+
+def _own_share(proc: int, pid: str) -> int:
+    """KiB of private memory, where several processes have a page a part of it each; all of it where that is not told."""
+    try:
+        fd = os.open(f"{pid}/smaps_rollup", os.O_RDONLY, dir_fd=proc)
+        try:
+            text = os.read(fd, 8192)
+        finally:
+            os.close(fd)
+        return next(int(line.split()[1]) for line in text.splitlines() if line.startswith(b"Pss_Anon:"))
+    except (OSError, StopIteration):
+        with contextlib.suppress(OSError):
+            return _status(proc, pid).get("RssAnon", 0)
+    return 0
 
 
 def _machine_memory() -> tuple[int, int]:

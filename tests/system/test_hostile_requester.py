@@ -41,7 +41,7 @@ print(socket.create_connection((sys.argv[1], int(sys.argv[2])), timeout=2).recv(
 """
 COMMANDS = (
     "true",
-    "nft --version",
+    "which nft",
     "nft flush ruleset",
     "nft add table ip mine",
     "ip route add default dev lo",
@@ -83,7 +83,8 @@ CALLS = {
 ENDED = {
     "memory": r"out\s+of\s+memory\s+in\s+its\s+cell",
     "shm": r"out\s+of\s+memory\s+in\s+its\s+cell",
-    "forks": r"too\s+many\s+processes\s+in\s+its\s+cell",
+    # Whichever it has too much of first: each fork of a Ray worker holds pages of its own.
+    "forks": r"(too\s+many\s+processes|out\s+of\s+memory)\s+in\s+its\s+cell",
 }
 
 
@@ -178,7 +179,7 @@ def test_code_of_a_requester_stays_in_its_cell(swarm: Swarm) -> None:
     assert len(seen["reached"]) == len(reach) + 2
     assert set(seen["commands"]) == set(COMMANDS)
     succeeded = {words for words, outcome in seen["commands"].items() if outcome == "done: 0"}
-    assert succeeded == {"true", "nft --version"}
+    assert succeeded == {"true", "which nft"}
 
 
 @pytest.mark.parametrize("bomb", ENDED)
