@@ -43,6 +43,8 @@ RETRY_S = 0.5
 AVOID_S = 60.0
 """How long a host that was lost is not chosen while there are others."""
 LOOK_S = 1.0
+MAX_FAILED_LOADS = 6
+"""In a row."""
 STABLE_S = 10.0
 """A cluster that breaks sooner than this after it was mended was not mended."""
 SPARE_RETRY_S = 5.0
@@ -239,12 +241,15 @@ class Keeper:
         if not self.patience_s or now > self._unstable_since + self.patience_s:
             raise why
         self._enlisting.cancel()
-        anew, said = False, ""
+        anew, said, failed_loads = False, "", 0
+        looking_since = self._unstable_since
         async with self._changing:
             while True:
+                are_found = False
                 try:
                     await self.head.engine.suspend()
                     seats = await self._seated_again(anew, with_avoided=waits)
+                    are_found = True
                     await self._form(seats)
                     break
                 except (LeaseError, PlanError, DiscoveryError, EngineError, NetworkError) as error:
@@ -252,7 +257,14 @@ class Keeper:
                     anew = isinstance(error, EngineError)
                     if not waits and not isinstance(error, LeaseError):
                         raise why from error
-                    if trio.current_time() > self._unstable_since + self.patience_s:
+                    if are_found:
+                        # Loading takes its time, and is not what patience is for.
+                        failed_loads += 1
+                        looking_since = trio.current_time()
+                    if (
+                        failed_loads == MAX_FAILED_LOADS
+                        or trio.current_time() > looking_since + self.patience_s
+                    ):
                         raise _nobody(why, error, self.patience_s) from error
                     if str(error) != said:
                         said = str(error)
