@@ -56,8 +56,8 @@ def environment(directory: Path) -> dict[str, str]:
 
 
 def start(directory: Path, seconds: float) -> subprocess.Popen[str]:
-    """As Ray starts one, with options of its own setup_worker.py in front."""
-    options = ("--serialized-runtime-env-context={}", "--language=PYTHON")
+    """As Ray starts one in a cell, with options of its own setup_worker.py and a flag for Python in front."""
+    options = ("--serialized-runtime-env-context={}", "--language=PYTHON", "-s")
     return subprocess.Popen(
         [sys.executable, fork_client.__file__, *options, str(directory / "worker.py"), str(seconds)],
         env=environment(directory),

@@ -5,6 +5,7 @@ Ray runs this file in place of its own `setup_worker.py`. It imports little, for
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import socket
@@ -14,12 +15,17 @@ SOCKET_VARIABLE = "EDGELLM_VLLM_FORK_SERVER"
 ACCEPTED = b"+"
 
 
+def _program(arguments: list[str]) -> list[str]:
+    """Without the flags for Python before it, which Ray takes from its own interpreter: in cells there is one."""
+    return list(itertools.dropwhile(lambda argument: argument in ("-s", "-S"), arguments))
+
+
 def main() -> None:
     """Ends when the worker has ended. Where no server answers it becomes an ordinary worker itself."""
     # Ray's runtime environments, of which there are none here.
     ours = ("--serialized-runtime-env-context", "--language")
     arguments = [argument for argument in sys.argv[1:] if not argument.startswith(ours)]
-    order = {"arguments": arguments, "environment": dict(os.environ), "directory": os.getcwd()}  # noqa: PTH109
+    order = {"arguments": _program(arguments), "environment": dict(os.environ), "directory": os.getcwd()}  # noqa: PTH109
     message = json.dumps(order).encode()
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
