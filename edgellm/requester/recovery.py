@@ -315,12 +315,16 @@ class Keeper:
         self, candidates: tuple[Candidate, ...], with_avoided: bool
     ) -> tuple[tuple[Candidate, ...], ...]:
         """First without those that were lost lately, then with them: one that only restarted is better than none."""
-        now = trio.current_time()
-        self._avoid = {peer: until for peer, until in self._avoid.items() if until > now}
-        trusted = tuple(candidate for candidate in candidates if candidate.peer not in self._avoid)
+        avoided = self._avoided()
+        trusted = tuple(candidate for candidate in candidates if candidate.peer not in avoided)
         if len(trusted) == len(candidates) or not with_avoided:
             return (trusted,)
         return (trusted, candidates)
+
+    def _avoided(self) -> set[str]:
+        now = trio.current_time()
+        self._avoid = {peer: until for peer, until in self._avoid.items() if until > now}
+        return set(self._avoid)
 
     async def _extended(
         self,
@@ -440,7 +444,7 @@ class Keeper:
         seats = self._seats
         assert seats is not None
         offers = await self.discover({})
-        taken = {lease.wish.host.peer for lease in self.leases.held} | set(self._avoid)
+        taken = {lease.wish.host.peer for lease in self.leases.held}
         candidates = offers.candidates
         if self.request.peers:
             asked = still_asked(self.request, candidates).peers
@@ -449,7 +453,10 @@ class Keeper:
                 for candidate in candidates
                 if any(candidate.name == name or candidate.peer.startswith(name) for name in asked)
             )
-        spare = spare_for(seats.stages, candidates, taken=taken)
+        # One that was lost lately is better than none here, too: nothing depends on a spare.
+        spare = spare_for(seats.stages, candidates, taken=taken | self._avoided()) or spare_for(
+            seats.stages, candidates, taken=taken
+        )
         if spare is None:
             return False
         wish = spare_wish(spare, seats.stages, self.head.alone.cluster, offers.hosts[spare.peer])

@@ -259,3 +259,16 @@ async def test_a_host_whose_cells_die_again_and_again_is_given_up(tmp_path: Path
                 it.hosts["alice"].machine.cells[0].die(1)
                 await trio.sleep(20)
         assert len(it.phases("lost")) < 10
+
+
+async def test_a_host_that_was_lost_and_came_back_stands_by_where_nobody_else_can(tmp_path: Path) -> None:
+    async with (
+        swarm(tmp_path, "alice", "bob") as it,
+        opened(it, Wanted(pipeline_parallel=1, spares=1)) as cluster,
+    ):
+        await until(lambda: it.phases("spare") == ["spare"])
+        first = cluster.cluster.stages.stages[0].name
+        it.hosts[first].machine.cells[0].die(137)
+        await until(lambda: it.phases("resumed") == ["resumed"])
+        await until(lambda: len(cluster.cluster.plan.spares) == 1, 12)
+        assert cluster.cluster.plan.spares[0].peer == it.hosts[first].network.peer
