@@ -19,6 +19,8 @@ from edgellm.leasing.serve import CellNews, Doorway
 from edgellm.p2p.network import Network
 from edgellm.types.plan import ClusterPlan, Member
 
+LAST_COUNT_S = 0.4
+"""Engines tell four times in a second what they have computed; else a short lease would count for nothing."""
 COUNT_S = 1.0
 MAX_TOKENS = 1 << 53
 
@@ -31,10 +33,11 @@ class _OpenDoorway(Doorway):
 class _RunningCell:
     """What a lease sees of its cell (`edgellm.leasing.serve.RunningCell`)."""
 
-    def __init__(self, member: RunningMember, counted: Callable[[int], None]) -> None:
-        """`counted` is told how many tokens the engine in the cell says that it has computed."""
+    def __init__(self, member: RunningMember, counted: Callable[[int], None], settles_s: float) -> None:
+        """`counted` is told how many tokens the engine in the cell says that it has computed, the last after `settles_s`."""
         self._member = member
         self._counted = counted
+        self._settles_s = settles_s
         self._failure = ""
 
     async def news(self) -> AsyncIterator[CellNews]:
@@ -49,6 +52,9 @@ class _RunningCell:
                     self._counted(tokens_said(event))
                 case "failed":
                     self._failure = str(event.get("detail", ""))
+
+    async def settle(self) -> None:
+        await trio.sleep(self._settles_s)
 
     async def wait(self) -> str:
         status = await self._member.cell.wait()
@@ -112,7 +118,12 @@ class CellRunner:
                 trio.open_nursery() as nursery,
             ):
                 nursery.start_soon(self._count_bytes, lease.id, member)
-                yield _RunningCell(member, lambda tokens: self._count(lease.id, tokens=tokens))
+                counts = self._quota is not None and any(part.kind == "tokens" for part in self._quota.quota)
+                yield _RunningCell(
+                    member,
+                    lambda tokens: self._count(lease.id, tokens=tokens),
+                    LAST_COUNT_S if counts else 0.0,
+                )
                 nursery.cancel_scope.cancel()
 
     async def _count_bytes(self, lease: str, member: RunningMember) -> None:

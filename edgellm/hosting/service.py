@@ -200,7 +200,7 @@ async def run_host(
             member = network.member(peer)
             return member.peer if member is not None else ""
 
-        quota = QuotaKeeper(options.quota, paths.quota, now=time.time, who=member_id)
+        quota = QuotaKeeper(options.quota, paths.quota, now=time.time, who=member_id, tell=on_step)
         async with (
             open_swarm_node(config, home) as network,
             open_host_kv(network, paths, options.kv_quota_bytes, options.ipfs) as pieces,

@@ -54,6 +54,9 @@ class RunningCell(Protocol):
     async def wait(self) -> str:
         """Returns why the cell is gone, once it is."""
 
+    async def settle(self) -> None:
+        """Returns when it has told what it computed; to be called before a cell that lives is ended."""
+
     async def amend(self, plan: ClusterPlan) -> None:
         """Goes by another plan of the same cluster from now on. Raises CellError."""
 
@@ -266,6 +269,8 @@ class LeaseServer:
                 case "receipt" if conversation.plan is not None:
                     await self._sign(conversation, lease, message.receipt.envelope)
                 case "release":
+                    if conversation.cell is not None:
+                        await conversation.cell.settle()
                     conversation.end("released", one_line(message.release.reason, 200))
                     return
                 case _:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 
 from tests.system.lan import Lan
 from tests.system.swarm import ASK_TIMEOUT_S, Swarm, error_of
@@ -24,6 +25,10 @@ def test_a_quota_counts_what_was_computed_and_closes_the_host_until_tomorrow(lan
     answer = json.loads(swarm.requester.run(argv, timeout_s=ASK_TIMEOUT_S).check().stdout)
     assert len(answer["token_ids"]) == TOKENS
     [ledger] = alice.home.rglob("quota.json")
+    # The host hears the last count after the answer has come.
+    deadline = time.monotonic() + 5
+    while not swarm.peers()["alice"]["free_leases"]:
+        assert time.monotonic() < deadline
     taken = {row["kind"]: row["amount"] for row in json.loads(ledger.read_bytes())["taken"]}
     # Every token of prompt and answer passes its layers once, the last one only as a result.
     prompt = len(answer.get("prompt_token_ids", ())) or 5

@@ -35,6 +35,9 @@ class FakeCell:
         self.why = ""
         self.amended: list[ClusterPlan] = []
 
+    async def settle(self) -> None:
+        return
+
     async def amend(self, plan: ClusterPlan) -> None:
         self.amended.append(plan)
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from edgellm_vllm.events import EventStream
 
 VARIABLE = "EDGELLM_TOKEN_COUNTS"
-REPORT_S = 2.0
+REPORT_S = 0.25
 
 
 class TokenCount:
@@ -64,6 +64,9 @@ async def reported(events: EventStream) -> AsyncIterator[None]:
             yield
         finally:
             task.cancel()
+            # A cell whose head is gone ends by itself, mostly between two reports.
+            if last := counted(Path(directory)):
+                events.tokens(last)
 
 
 async def _report(directory: Path, events: EventStream) -> None:
