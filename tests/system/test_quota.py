@@ -43,7 +43,7 @@ def test_a_quota_counts_what_was_computed_and_closes_the_host_until_tomorrow(lan
         r"nothing is lent now: its quota of 100 tok/day is used up; it opens again at \d{4}-"
     )
     error, _ = error_of(swarm.requester.run(argv, timeout_s=ASK_TIMEOUT_S))
-    assert re.search(r"free|busy|used up", error), error
+    assert re.search(r"free|busy|lent|used up", error), error
 
     # A restart forgets nothing.
     host.process.stop()
