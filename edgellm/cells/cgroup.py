@@ -13,6 +13,7 @@ import contextlib
 import os
 import re
 import secrets
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from edgellm.cells.spec import Limits
 
 NODE_LEAF = "edgellm-node"
 _CELL_PREFIX = "edgellm-cell-"
+_ABANDONED_S = 60.0
 _NEEDED = frozenset(("memory", "pids"))
 _CPU_PERIOD_US = 100_000
 _CPU_WEIGHT = 50  # half of what everybody else has
@@ -146,9 +148,7 @@ def _make_for_processes(limits: Limits, process: Path = Path("/proc/self")) -> C
         lines = (line.split(":", 2) for line in _read(process / "cgroup").splitlines())
         path = next(own for _, controllers, own in lines if "pids" in controllers.split(","))
         place = _mounted(process, path, kind="cgroup", option="pids")
-        for left in place.glob(f"{_CELL_PREFIX}*"):
-            with contextlib.suppress(OSError):
-                left.rmdir()
+        _sweep(place)
         directory = place / f"{_CELL_PREFIX}{secrets.token_hex(4)}"
         directory.mkdir()
         try:
@@ -160,11 +160,17 @@ def _make_for_processes(limits: Limits, process: Path = Path("/proc/self")) -> C
     return None
 
 
-def _prepare(place: Path, controllers: frozenset[str]) -> None:
-    """Makes room for cells in `place`, and removes what nodes that were killed have left there. Raises OSError."""
+def _sweep(place: Path) -> None:
+    """Removes what nodes that were killed have left, but nothing young: another node's new cell has no process yet."""
     for left in place.glob(f"{_CELL_PREFIX}*"):
         with contextlib.suppress(OSError):
-            left.rmdir()  # the kernel refuses while there are processes in it
+            if time.time() - left.stat().st_mtime > _ABANDONED_S:
+                left.rmdir()  # the kernel refuses while there are processes in it
+
+
+def _prepare(place: Path, controllers: frozenset[str]) -> None:
+    """Makes room for cells in `place`, and removes what nodes that were killed have left there. Raises OSError."""
+    _sweep(place)
     if not _is_root(place):
         leaf = place / NODE_LEAF
         leaf.mkdir(exist_ok=True)
