@@ -163,6 +163,8 @@ def test_it_can_crash_again_and_on_the_way_back(registry: Registry) -> None:
         recover_session(registry, "amber", nobody, port=0)
     port = port_of(described(registry))
     ask(port, "two", "endless").readline()
+    # Requests are on disk within a second.
+    until(lambda: b"two" in registry.files("amber").journal.read_bytes())
     kill(registry)
     story = read_journal(registry.files("amber").journal)
     assert story is not None

@@ -59,23 +59,30 @@ async def reported(events: EventStream) -> AsyncIterator[None]:
     """Tells the node what the ranks count while the context lasts; ranks find the place in their environment."""
     with tempfile.TemporaryDirectory(prefix="edgellm-tokens-") as directory:
         os.environ[VARIABLE] = directory
-        task = asyncio.create_task(_report(Path(directory), events))
+        report = _Report(Path(directory), events)
+        task = asyncio.create_task(report.keep_telling())
         try:
             yield
         finally:
             task.cancel()
             # A cell whose head is gone ends by itself, mostly between two reports.
-            if last := counted(Path(directory)):
-                events.tokens(last)
+            report.tell()
 
 
-async def _report(directory: Path, events: EventStream) -> None:
-    told = 0
-    while True:
-        await asyncio.sleep(REPORT_S)
-        if (now := counted(directory)) != told:
-            told = now
-            events.tokens(now)
+class _Report:
+    def __init__(self, directory: Path, events: EventStream) -> None:
+        self._directory, self._events = directory, events
+        self._told = 0
+
+    async def keep_telling(self) -> None:
+        while True:
+            await asyncio.sleep(REPORT_S)
+            self.tell()
+
+    def tell(self) -> None:
+        if (now := counted(self._directory)) != self._told:
+            self._told = now
+            self._events.tokens(now)
 
 
 def _read(path: Path) -> int:
