@@ -104,12 +104,19 @@ def until(condition: Callable[[], bool], within_s: float = 10.0) -> None:
         time.sleep(0.02)
 
 
+def on_disk(registry: Registry, request: str) -> None:
+    """A request is within a second."""
+    name = f'"{request}"'.encode()
+    until(lambda: name in registry.files("amber").journal.read_bytes())
+
+
 def test_it_comes_back_with_its_endpoint_and_what_was_unfinished(registry: Registry) -> None:
     before = opened(registry)
     port = port_of(before)
     assert ask(port, "before", "short").read().startswith(b"data: 1")
     running = ask(port, "mine", "endless")
     assert running.readline() == b"data: 1\n"
+    on_disk(registry, "mine")
     kill(registry)
 
     (state,) = list_sessions(registry)
@@ -151,7 +158,10 @@ def test_it_comes_back_with_its_endpoint_and_what_was_unfinished(registry: Regis
 
 def test_it_can_crash_again_and_on_the_way_back(registry: Registry) -> None:
     port = port_of(opened(registry))
-    ask(port, "one", "endless").readline()
+    # Kept: a client that leaves has its request ended.
+    one = ask(port, "one", "endless")
+    one.readline()
+    on_disk(registry, "one")
     kill(registry)
     with socket.socket() as other:
         other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -162,10 +172,11 @@ def test_it_can_crash_again_and_on_the_way_back(registry: Registry) -> None:
         assert session_state(registry, "amber").has_crashed
         recover_session(registry, "amber", nobody, port=0)
     port = port_of(described(registry))
-    ask(port, "two", "endless").readline()
-    # Requests are on disk within a second.
-    until(lambda: b"two" in registry.files("amber").journal.read_bytes())
+    two = ask(port, "two", "endless")
+    two.readline()
+    on_disk(registry, "two")
     kill(registry)
+    del one, two
     story = read_journal(registry.files("amber").journal)
     assert story is not None
     assert [one.request_id for one in story.lost()] == ["one", "two"]
