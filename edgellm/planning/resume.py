@@ -65,17 +65,21 @@ def as_held(candidates: Sequence[Candidate], held: Sequence[Held]) -> tuple[Cand
 def still_asked(request: PlanRequest, candidates: Sequence[Candidate]) -> PlanRequest:
     """The request without those of its peers that are not there any more; as it is where none of them is left."""
     left = tuple(
-        asked
-        for asked in request.peers
-        if any(candidate.name == asked or candidate.peer.startswith(asked) for candidate in candidates)
+        asked for asked in request.peers if any(_is_called(candidate, asked) for candidate in candidates)
     )
     return replace(request, peers=left) if left else request
 
 
-def spare_for(stages: StagePlan, candidates: Sequence[Candidate], *, taken: Collection[str]) -> Held | None:
+def _is_called(candidate: Candidate, asked: str) -> bool:
+    return candidate.name == asked or candidate.peer.startswith(asked)
+
+
+def spare_for(
+    stages: StagePlan, candidates: Sequence[Candidate], *, taken: Collection[str], asked: Sequence[str] = ()
+) -> Held | None:
     """The host that could take any stage's place, and has the most memory to spare; None where there is none.
 
-    `taken` are peers that take part already.
+    `taken` are peers that take part already; only those `asked` for count, where any are named.
     """
     needed = max(stage.memory_bytes for stage in stages.stages)
     request = stages.request
@@ -87,6 +91,7 @@ def spare_for(stages: StagePlan, candidates: Sequence[Candidate], *, taken: Coll
             or candidate.engine != stages.engine
             or request.fabric not in candidate.fabrics
             or candidate.load > request.max_load
+            or (asked and not any(_is_called(candidate, name) for name in asked))
         ):
             continue
         large = sorted(

@@ -10,6 +10,7 @@ import contextlib
 import math
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import structlog
@@ -308,6 +309,7 @@ class Keeper:
             # Their cells are of another shape, or broken.
             await self.leases.release(self.leases.held, "the cluster is made anew")
             return _Seats(stages, await self._reserved(stages, offers, ()))
+        # Says what is missing, where that is not only those who were lost lately.
         make_plan(still_asked(self.request, offers.candidates), offers.candidates)
         raise PlanError(f"no other host can run {self.request.model} now")
 
@@ -403,7 +405,8 @@ class Keeper:
         return plan
 
     def _grant(self, lease: HeldLease) -> Grant:
-        self._numbers = {known: number for known, number in self._numbers.items() if known.lost is None}
+        held = self.leases.held
+        self._numbers = {known: number for known, number in self._numbers.items() if known in held}
         if lease not in self._numbers:
             self._last_number = next_number(self._last_number, tuple(self._numbers.values()))
             self._numbers[lease] = self._last_number
@@ -445,18 +448,9 @@ class Keeper:
         assert seats is not None
         offers = await self.discover({})
         taken = {lease.wish.host.peer for lease in self.leases.held}
-        candidates = offers.candidates
-        if self.request.peers:
-            asked = still_asked(self.request, candidates).peers
-            candidates = tuple(
-                candidate
-                for candidate in candidates
-                if any(candidate.name == name or candidate.peer.startswith(name) for name in asked)
-            )
         # One that was lost lately is better than none here, too: nothing depends on a spare.
-        spare = spare_for(seats.stages, candidates, taken=taken | self._avoided()) or spare_for(
-            seats.stages, candidates, taken=taken
-        )
+        find = partial(spare_for, seats.stages, offers.candidates, asked=self.request.peers)
+        spare = find(taken=taken | self._avoided()) or find(taken=taken)
         if spare is None:
             return False
         wish = spare_wish(spare, seats.stages, self.head.alone.cluster, offers.hosts[spare.peer])

@@ -272,3 +272,12 @@ async def test_a_host_that_was_lost_and_came_back_stands_by_where_nobody_else_ca
         await until(lambda: it.phases("resumed") == ["resumed"])
         await until(lambda: len(cluster.cluster.plan.spares) == 1, 12)
         assert cluster.cluster.plan.spares[0].peer == it.hosts[first].network.peer
+
+
+async def test_where_hosts_were_named_nobody_else_stands_by(tmp_path: Path) -> None:
+    wanted = Wanted(pipeline_parallel=1, spares=1, peers=("alice", "carol"))
+    async with swarm(tmp_path, "alice", "bob", "carol") as it, opened(it, wanted) as cluster:
+        await until(lambda: it.phases("spare") == ["spare"])
+        first = cluster.cluster.stages.stages[0].name
+        (other,) = {"alice", "carol"} - {first}
+        assert cluster.cluster.plan.spares[0].peer == it.hosts[other].network.peer
