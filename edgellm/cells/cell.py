@@ -23,7 +23,7 @@ from edgellm.cells.diagnosis import explain_failure, missing_requirement
 from edgellm.cells.filesystem import host_view
 from edgellm.cells.seccomp import seccomp_filter
 from edgellm.cells.spec import CellSpec
-from edgellm.cells.watch import LOOK_S, open_watch
+from edgellm.cells.watch import LOOK_S, open_watch, too_many_processes
 from edgellm.errors import unwrapped
 
 # The cell is hostile: what it may make the node hold.
@@ -155,7 +155,8 @@ class Cell:
                 raise ProcessLookupError("bwrap did not say which process it began with")
             bounded = self._group is not None and self._group.bounds_memory
             with open_watch(self._spec, self._first_process, bounded=bounded) as watch:
-                while (broken := watch.excess()) is None:
+                # Not in this thread: a cell that starves its machine must not hold the node up by that, too.
+                while (broken := self._refused() or await trio.to_thread.run_sync(watch.excess)) is None:
                     await trio.sleep(LOOK_S)
         except OSError as error:
             if self._gone.is_set() or self._killed:
@@ -164,6 +165,11 @@ class Cell:
         if not self._killed and self._process.poll() is None:
             self._broken_limit = broken
             await self.kill()
+
+    def _refused(self) -> str | None:
+        """A cell full of processes is ended, though the kernel lets it have no more: they would go on taking the machine's CPU."""
+        full = self._group is not None and self._group.ran_out_of_processes()
+        return too_many_processes(self._spec.limits) if full else None
 
     async def _read_events(self, fd: int) -> None:
         async with trio.lowlevel.FdStream(fd) as stdout, self._send_events:

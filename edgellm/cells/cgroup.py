@@ -61,6 +61,13 @@ class CellGroup:
             return int(events.get("oom_kill", 0)) + int(events.get("oom_group_kill", 0)) > 0
         return False
 
+    def ran_out_of_processes(self) -> bool:
+        """Whether the kernel has refused the cell a process or thread, as it had all that it may have."""
+        with contextlib.suppress(OSError, ValueError):
+            events = dict(line.split() for line in _read(self.directory / "pids.events").splitlines())
+            return int(events.get("max", 0)) > 0
+        return False
+
     def kill(self) -> None:
         """Kill all in it (before Linux 5.14 the cell's own ways must do)."""
         with contextlib.suppress(OSError):

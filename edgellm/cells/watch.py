@@ -23,6 +23,8 @@ MAX_RUNTIME_FILES = 64
 LEAST_FREE_BYTES = 256 << 20
 LEAST_FREE_SHARE = 0.01
 """Of the machine's memory. Below it cells give way: memory can be taken in ways that no process shows."""
+FEW_PROCESSES = 256
+"""Of so many the kernel is asked which memory they share. An engine has fewer; a fork bomb would make the answer late."""
 _TMPFS = ("tmp", "dev/shm")
 _GIB = 1 << 30
 
@@ -44,12 +46,16 @@ def excess(use: Use, limits: Limits, *, free_bytes: int, total_bytes: int) -> st
             f"its lease allows {limits.memory_bytes / _GIB:.2f} GiB"
         )
     if use.processes > limits.processes:
-        return f"too many processes in its cell: more than {limits.processes}"
+        return too_many_processes(limits)
     if use.runtime_bytes > MAX_RUNTIME_BYTES or use.runtime_files > MAX_RUNTIME_FILES:
         return "its cell filled the directory that holds its sockets"
     if free_bytes < max(LEAST_FREE_BYTES, LEAST_FREE_SHARE * total_bytes):
         return "out of memory: the machine of its cell has none left"
     return None
+
+
+def too_many_processes(limits: Limits) -> str:
+    return f"too many processes in its cell: more than {limits.processes}"
 
 
 class Watch:
@@ -90,7 +96,8 @@ class Watch:
         for fd in self._memory:
             space = os.fstatvfs(fd)
             files += (space.f_blocks - space.f_bfree) * space.f_frsize
-        if limit_bytes is not None and private * 1024 + max(shared * 1024, files) > limit_bytes:
+        is_over = limit_bytes is not None and private * 1024 + max(shared * 1024, files) > limit_bytes
+        if is_over and len(pids) <= FEW_PROCESSES:
             # Pages that forked processes still have in common were counted in each. The kernel tells better, and slowly.
             private = sum(_own_share(proc, pid) for pid in pids)
         return private * 1024 + max(shared * 1024, files), max(threads, len(pids))

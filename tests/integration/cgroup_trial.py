@@ -67,6 +67,8 @@ async def _trial(directory: Path) -> dict[str, object]:
     async with open_cell(spec) as cell:
         await event_named(cell, "up")
         said["forks"] = (await event_named(cell, "refused"))["running"]
+        with trio.fail_after(30):
+            await cell.wait()
         said["forks_ended"] = cell.broken_limit
     spec = python_cell(SPINNERS, directory / "c", limits=Limits(cpus=1), **settings)
     async with open_cell(spec) as cell:
