@@ -164,8 +164,8 @@ Silence = Annotated[
     typer.Option(
         "--silence",
         metavar="TIME",
-        help="A host that says nothing for so long is taken for lost; they speak each second. A dead process is noticed at "
-        "once.",
+        help="A host that says nothing for so long is taken for lost; half of it while a spare stands by. A dead process is "
+        "noticed at once.",
     ),
 ]
 
@@ -175,7 +175,7 @@ def silence_s(text: str) -> float:
     seconds = parse_duration(text)
     if not 2 <= seconds <= 600:
         raise UsageError(
-            f"--silence {text} is not possible: hosts speak once in a second", remedy="choose 2s to 10m"
+            f"--silence {text} is not possible: hosts speak twice in a second", remedy="choose 2s to 10m"
         )
     return seconds
 

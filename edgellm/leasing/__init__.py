@@ -15,7 +15,7 @@ The stream is the lease: when it ends, or falls silent for `SILENCE_S`, both sid
 
 PROTOCOL = "/edgellm/lease/1"
 
-HEARTBEAT_S = 1.0
+HEARTBEAT_S = 0.5
 SILENCE_S = 4.0
 """Without a word for so long, the other side is taken for dead. Death is to be noticed within 5 s."""
 COMMIT_S = 20.0

@@ -19,8 +19,8 @@ M = TypeVar("M", bound=Message)
 class MessageStream:
     """Sends and receives protobuf messages over `stream`; raw bytes may follow by `receive_some`.
 
-    One task may send while another receives; not two of the same kind. A `receive` that failed or was
-    cancelled may have consumed half a message: give the stream up.
+    One task may send while another receives; not two of the same kind. A `receive` that was cancelled or timed out has consumed
+    nothing, and may be called again; after any other failure give the stream up.
     """
 
     def __init__(self, stream: Stream, *, max_bytes: int = MAX_MESSAGE_BYTES) -> None:
@@ -58,13 +58,7 @@ class MessageStream:
         name = kind.__name__
         body = b""
         with trio.move_on_after(timeout_s) as deadline:
-            length = await self._take_length(name)
-            limit = self._max_bytes if max_bytes is None else max_bytes
-            if length > limit:
-                raise ProtocolViolation(
-                    f"peer {self.peer} announced a {name} of {length} bytes; the limit is {limit}"
-                )
-            body = await self._take(length, name)
+            body = await self._take(name, self._max_bytes if max_bytes is None else max_bytes)
         if deadline.cancelled_caught:
             raise NetworkError(f"peer {self.peer} sent no {name} within {timeout_s:g} s")
         try:
@@ -86,21 +80,21 @@ class MessageStream:
         """Drops both directions at once."""
         await self.stream.reset()
 
-    async def _take_length(self, name: str) -> int:
+    async def _take(self, name: str, limit: int) -> bytes:
         while True:
             try:
                 decoded = decode_varint(self._received)
             except ValueError as error:
                 raise ProtocolViolation(f"peer {self.peer} sent a malformed length for a {name}") from error
             if decoded is not None:
-                self._pop(decoded[1])
-                return decoded[0]
+                length, start = decoded
+                if length > limit:
+                    raise ProtocolViolation(
+                        f"peer {self.peer} announced a {name} of {length} bytes; the limit is {limit}"
+                    )
+                if len(self._received) >= start + length:
+                    return self._pop(start + length)[start:]
             await self._fill(name)
-
-    async def _take(self, count: int, name: str) -> bytes:
-        while len(self._received) < count:
-            await self._fill(name)
-        return self._pop(count)
 
     async def _fill(self, name: str) -> None:
         chunk = await self.stream.receive_some()

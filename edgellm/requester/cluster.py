@@ -215,6 +215,7 @@ async def opened(
                 on_progress=on_progress,
                 patience_s=wanted.patience_s,
                 spares=wanted.spares,
+                silence_s=wanted.silence_s,
                 on_members=kv.follow if kv is not None else lambda members: None,
             )
             if requester.trust is not None:

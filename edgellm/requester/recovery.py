@@ -29,6 +29,7 @@ from edgellm.errors import (
     PlanError,
     unwrapped,
 )
+from edgellm.leasing import SILENCE_S
 from edgellm.leasing.codec import seal_plan
 from edgellm.leasing.hold import HeldLease, Leases, LeasesRefused
 from edgellm.p2p.network import Network, PeerAddress
@@ -44,6 +45,8 @@ RETRY_S = 0.5
 AVOID_S = 60.0
 """How long a host that was lost is not chosen while there are others."""
 LOOK_S = 1.0
+OWN_WORD_S = 0.3
+"""How long a host may take to say why a rank of its is gone."""
 MAX_FAILED_LOADS = 6
 """In a row."""
 STABLE_S = 10.0
@@ -108,6 +111,8 @@ class Keeper:
     """How long others are looked for when a host is lost; 0: not at all."""
     spares: int = 0
     """Hosts that stand by."""
+    silence_s: float = SILENCE_S
+    """A host that says nothing for so long is taken for lost; half of it where a spare can take its place at once."""
     on_members: Callable[[Sequence[PeerAddress]], None] = lambda members: None
     """Is told who runs stages now."""
     _cluster: Cluster | None = None
@@ -184,6 +189,9 @@ class Keeper:
             if alarm.is_lost:
                 if lease is None:
                     return EngineError(f"the engine lost a member: {alarm.detail}")
+                # A host that ends a lease kills its cell, which the engine may notice before the host's own word is here.
+                with trio.move_on_after(OWN_WORD_S):
+                    await self.leases.loss((lease,))
                 self.leases.lose(lease, alarm.detail)
                 assert lease.lost is not None
                 return lease.lost
@@ -428,6 +436,7 @@ class Keeper:
         look_at = -math.inf
         while True:
             cluster = self._cluster
+            self.leases.silence_s = self._silence_s()
             missing = self.spares + len(self._leaving()) - len(self._spare_leases())
             is_due = missing > 0 and trio.current_time() >= look_at
             if is_due and cluster is not None and not cluster.recovering:
@@ -441,6 +450,12 @@ class Keeper:
                     look_at = trio.current_time() + SPARE_RETRY_S
             with trio.move_on_after(LOOK_S):
                 await self.leases.told()
+
+    def _silence_s(self) -> float:
+        """To be wrong about a host's death costs a second where a spare stands by, and far more where none does."""
+        is_mended = self._cluster is not None and not self._cluster.recovering
+        has_spare = any(lease.has_joined for lease in self._spare_leases())
+        return self.silence_s / 2 if is_mended and has_spare else self.silence_s
 
     async def _enlist(self) -> bool:
         """One more spare; whether there was one to be had."""

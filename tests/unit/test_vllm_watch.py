@@ -52,12 +52,12 @@ def test_one_that_does_not_answer_is_lost_and_one_that_computes_for_long_is_not(
     def works(silence: Silence, rank: int, now: float) -> None:
         silence.answered(rank, rank == 1, now)
 
-    assert told_at(frozen) == (5.25, 1)
+    assert told_at(frozen) == (3.75, 1)
     assert told_at(works, until_s=600) == (600, None)
 
 
 def test_where_nobody_computes_and_no_step_ends_something_between_them_is_lost() -> None:
-    assert told_at(lambda silence, rank, now: silence.answered(rank, False, now)) == (7.75, None)
+    assert told_at(lambda silence, rank, now: silence.answered(rank, False, now)) == (6.25, None)
 
 
 def test_a_machine_that_slept_does_not_take_the_others_for_dead() -> None:

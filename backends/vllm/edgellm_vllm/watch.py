@@ -10,7 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 DEFAULT_STALL_S = 5.0
-"""From a rank's falling silent in a step to the verdict."""
+"""From a rank's falling silent in a step to the verdict, at most."""
+_ASK_SHARE = 0.2
+"""Of it: a step that takes so long has its ranks asked whether they are there."""
 
 SLOW_FACTOR = 10.0
 SLOW_FOR_S = 3.0
@@ -64,7 +66,7 @@ class Silence:
 
     def to_ask(self, stuck_s: float, now: float) -> list[int]:
         """The ranks to ask now. They count as asked."""
-        if stuck_s < self.stall_s / 2:
+        if stuck_s < self.stall_s * _ASK_SHARE:
             self._idle_since.clear()
             return []
         due = [rank for rank in range(self.ranks) if rank not in self._asked]
