@@ -11,6 +11,7 @@ import json
 import re
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,16 @@ def swarm(module_lan: Lan) -> Swarm:
     return swarm
 
 
+@pytest.fixture(scope="module")
+def neighbour(swarm: Swarm) -> Iterator[Process]:
+    """Somebody else's cluster, which alice is a member of as well."""
+    with hostile_cluster(swarm, swarm.lan.machines[3], 1, {}) as process:
+        theirs = told(process, "attack")
+        assert theirs["node"] == "10.88.1.2"
+        only(theirs["reached"], "10.88.1.1:6379")
+        yield process
+
+
 KINDS = ("files", "writes", "listed", "reach", "commands", "running", "opened", "linked")
 # x86-64: mount, ptrace, unshare of a mount namespace, keyctl, bpf, io_uring_setup, perf_event_open; and getpid, which must go.
 CALLS = {
@@ -108,58 +119,53 @@ def told(process: Process, event: str) -> dict[str, Any]:
     return content
 
 
-def test_code_of_a_requester_stays_in_its_cell(swarm: Swarm) -> None:
+def test_code_of_a_requester_stays_in_its_cell(swarm: Swarm, neighbour: Process) -> None:
     alice = swarm.lan.machines[2]
     identity = alice.home / ".local/state/edgellm/identity.key"
     assert alice.namespaces.inside(identity).exists()
     for where, port in (("127.0.0.1", LOOPBACK_PORT), (alice.address, LAN_PORT)):
         assert alice.run([sys.executable, "-c", CALL, where, str(port)]).stdout == "hello\n"
 
-    # Somebody else's cluster, which alice is a member of as well.
-    with hostile_cluster(swarm, swarm.lan.machines[3], 1, {}) as others:
-        theirs = told(others, "attack")
-        assert theirs["node"] == "10.88.1.2"
-        only(theirs["reached"], "10.88.1.1:6379")
-        reach = [["127.0.0.1", LOOPBACK_PORT], [alice.address, LAN_PORT]]
-        reach += [[machine.address, 4001] for machine in swarm.lan.machines[:3]]
-        reach += [[f"10.88.1.{member}", port] for member in (1, 2) for port in (6379, 4001, 22)]
-        # And Ray's remote client, which this cluster's own head does not serve.
-        reach += [["10.88.255.254", 6379], ["192.0.2.1", 53], ["10.88.2.1", 10001]]
-        # A cloud's metadata service, which would give whoever asks the machine's keys.
-        reach += [["169.254.169.254", 80]]
-        targets = {
-            "files": [
-                "/model/config.json",
-                "/proc/self/status",
-                str(identity),
-                "/etc/shadow",
-                str(TINY / "config.json"),
-            ],
-            "writes": ["/tmp/own", "/model/config.json", "/etc/passwd", sys.prefix + "/own", "/usr/own"],
-            "listed": [
-                "/model",
-                str(alice.home),
-                str(alice.runtime),
-                # Not those on the way to the Python environment, which the cell must show.
-                *(place for place in ("/home", "/var/tmp", "/root") if not on_the_way(place)),
-                str(REPOSITORY / "tests"),
-            ],
-            "reach": reach,
-            "commands": list(COMMANDS),
-            "opened": [
-                "/dev/null",
-                "/dev/kvm",
-                "/dev/mem",
-                "/dev/vsock",
-                "/proc/1/root/etc/shadow",
-                "/proc/sysrq-trigger",
-            ],
-            "linked": ["/tmp/link", "/run/edgellm/link", "/run/edgellm/overlay.sock"],
-            "running": ["raylet", "edgellm host", "edgellm bootstrap", "overlay.carrier"],
-        }
-        with hostile_cluster(swarm, swarm.requester, 2, targets) as process:
-            seen = told(process, "attack")
-            assert swarm.peers(swarm.meeting_point)["alice"]["free_leases"] == 0, "both clusters are there"
+    reach = [["127.0.0.1", LOOPBACK_PORT], [alice.address, LAN_PORT]]
+    reach += [[machine.address, 4001] for machine in swarm.lan.machines[:3]]
+    reach += [[f"10.88.1.{member}", port] for member in (1, 2) for port in (6379, 4001, 22)]
+    # And Ray's remote client, which this cluster's own head does not serve.
+    reach += [["10.88.255.254", 6379], ["192.0.2.1", 53], ["10.88.2.1", 10001]]
+    # A cloud's metadata service, which would give whoever asks the machine's keys.
+    reach += [["169.254.169.254", 80]]
+    targets = {
+        "files": [
+            "/model/config.json",
+            "/proc/self/status",
+            str(identity),
+            "/etc/shadow",
+            str(TINY / "config.json"),
+        ],
+        "writes": ["/tmp/own", "/model/config.json", "/etc/passwd", sys.prefix + "/own", "/usr/own"],
+        "listed": [
+            "/model",
+            str(alice.home),
+            str(alice.runtime),
+            # Not those on the way to the Python environment, which the cell must show.
+            *(place for place in ("/home", "/var/tmp", "/root") if not on_the_way(place)),
+            str(REPOSITORY / "tests"),
+        ],
+        "reach": reach,
+        "commands": list(COMMANDS),
+        "opened": [
+            "/dev/null",
+            "/dev/kvm",
+            "/dev/mem",
+            "/dev/vsock",
+            "/proc/1/root/etc/shadow",
+            "/proc/sysrq-trigger",
+        ],
+        "linked": ["/tmp/link", "/run/edgellm/link", "/run/edgellm/overlay.sock"],
+        "running": ["raylet", "edgellm host", "edgellm bootstrap", "overlay.carrier"],
+    }
+    with hostile_cluster(swarm, swarm.requester, 2, targets) as process:
+        seen = told(process, "attack")
+        assert swarm.peers(swarm.meeting_point)["alice"]["free_leases"] == 0, "both clusters are there"
 
     assert seen["node"] == "10.88.2.2"
     assert seen["ray_runs"] >= 1
@@ -183,19 +189,17 @@ def test_code_of_a_requester_stays_in_its_cell(swarm: Swarm) -> None:
 
 
 @pytest.mark.parametrize("bomb", ENDED)
-def test_a_bomb_ends_its_own_cell(swarm: Swarm, bomb: str) -> None:
+def test_a_bomb_ends_its_own_cell(swarm: Swarm, neighbour: Process, bomb: str) -> None:
     """The host goes on, somebody else's cell on it too, and whoever sent the bomb is told what became of it."""
     alice = swarm.lan.machines[2]
-    with hostile_cluster(swarm, swarm.lan.machines[3], 1, {}) as others:
-        assert told(others, "attack")["node"] == "10.88.1.2"
-        with hostile_cluster(swarm, swarm.requester, 2, {}, bomb) as process:
-            assert told(process, "attack")["node"] == "10.88.2.2"
-            process.wait_for(ENDED[bomb], 60.0, stream="stderr")
-        assert others.returncode is None
-        assert alice.run([sys.executable, "-c", CALL, alice.address, str(LAN_PORT)]).stdout == "hello\n"
-        deadline = time.monotonic() + 15
-        while swarm.peers(swarm.meeting_point)["alice"]["free_leases"] != 1:
-            assert time.monotonic() < deadline, "the cell of the bomb is gone, and its lease with it"
+    with hostile_cluster(swarm, swarm.requester, 2, {}, bomb) as process:
+        assert told(process, "attack")["node"] == "10.88.2.2"
+        process.wait_for(ENDED[bomb], 60.0, stream="stderr")
+    assert neighbour.returncode is None
+    assert alice.run([sys.executable, "-c", CALL, alice.address, str(LAN_PORT)]).stdout == "hello\n"
+    deadline = time.monotonic() + 15
+    while swarm.peers(swarm.meeting_point)["alice"]["free_leases"] != 1:
+        assert time.monotonic() < deadline, "the cell of the bomb is gone, and its lease with it"
 
 
 def only(outcomes: dict[str, str], *expected: str) -> None:

@@ -33,7 +33,7 @@ def start_relay(machine: Machine) -> str:
 
 
 def start_host(machine: Machine, bootstrap: str) -> Process:
-    lending = ["--memory", "2GiB", "--threads", "1", "--grace", "0"]
+    lending = ["--allow-anyone", "--memory", "2GiB", "--threads", "1", "--grace", "0"]
     return machine.start(["edgellm", "host", "--model", str(TINY), "--bootstrap", bootstrap, *lending])
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from edgellm.cli import app
 from edgellm.cli._errors import told
+from edgellm.cli._output import tables
 from edgellm.paths import default_paths
 from edgellm.trust.accounts import HostAccounts
 from edgellm.trust.ledger import Ledger
@@ -24,7 +25,7 @@ LIAR = "12D3KooWLiarLiarLiarLiarLiarLiarLiarLiarLiarLiarLiar"
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EDGELLM_HOME", str(tmp_path))
-    monkeypatch.setenv("COLUMNS", "250")
+    monkeypatch.setattr(tables, "width", 250)
 
 
 def run(*words: str) -> int:
