@@ -50,7 +50,8 @@ class Target:
     """Takes inputs, and notes what became of them."""
 
     def __init__(self, name: str, engine: str, inputs: int, seconds: float, path: Path) -> None:
-        from tests.fuzz.decoders import MAX_INPUT_S, decoder, run_one
+        from tests.fuzz.decoder import MAX_INPUT_S, run_one
+        from tests.fuzz.decoders import decoder
 
         self.decoder = decoder(name)
         self.corpus = self.decoder.corpus()

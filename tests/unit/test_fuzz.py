@@ -8,7 +8,8 @@ import struct
 import pytest
 
 from edgellm.errors import ProtocolViolation
-from tests.fuzz.decoders import DECODERS, Decoder, decoder, run_one
+from tests.fuzz.decoder import Decoder, run_one
+from tests.fuzz.decoders import DECODERS, decoder
 from tests.fuzz.mutation import MAX_BYTES, mutate
 
 INPUTS = 150
