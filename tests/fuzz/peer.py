@@ -9,6 +9,7 @@ import trio
 
 from edgellm.p2p.envelope import open_envelope
 from edgellm.p2p.identity import Identity
+from edgellm.p2p.varint import encode_varint
 from tests.fuzz.decoder import MAX_INPUT_S
 
 SELF = Identity.from_seed(b"fuzz" * 8)
@@ -80,3 +81,9 @@ def payload(envelope: bytes, domain: str, kind: bytes) -> bytes:
 
 def wire(message: Any) -> bytes:
     return bytes(message.SerializeToString())
+
+
+def prefixed(*messages: Any) -> bytes:
+    """Messages as they follow each other in a stream."""
+    bodies = [wire(message) for message in messages]
+    return b"".join(encode_varint(len(body)) + body for body in bodies)
