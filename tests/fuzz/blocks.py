@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import struct
+from pathlib import Path
+from typing import Any
 
 from edgellm.blocks.bitswap import Bitswap
 from edgellm.blocks.cid import Cid
 from edgellm.blocks.exchange import BlockExchange, serve_blocks
+from edgellm.hosting.model_files import ServedModel, serve_model_files
 from edgellm.models.manifest import build_manifest, decode_manifest, encode_manifest
 from edgellm.p2p.network import PeerAddress
 from edgellm.p2p.varint import encode_varint
+from edgellm.requester.model_files import _fetch
+from edgellm.wire import wire_pb2
 from edgellm.wire.bitswap_pb2 import BitswapMessage
 from tests.fuzz.decoder import Decoder
-from tests.fuzz.peer import SELF, Bytes, Serving, in_trio, wire
+from tests.fuzz.peer import SELF, Bytes, Serving, in_trio, prefixed, wire
+from tests.unit.samples import DIGEST
 from tests.unit.swarm_in_memory import TINY
 
 
@@ -54,7 +60,40 @@ def read_bitswap(data: bytes) -> None:
     in_trio(lambda: handler(Bytes(encode_varint(len(data)) + data)))
 
 
+def read_model_question(data: bytes) -> None:
+    network: Any = Serving()
+    serve_model_files(network, {DIGEST: ServedModel(Path("/nowhere"), b"manifest", frozenset())})
+    (handler,) = network.handlers.values()
+    in_trio(lambda: handler(Bytes(data)))
+
+
+def read_model_answer(data: bytes) -> None:
+    async def fetch() -> None:
+        network: Any = Serving(Bytes(data))
+        assert len(await _fetch(network, PeerAddress(SELF.peer), DIGEST, "", 1000)) <= 1000
+
+    in_trio(fetch)
+
+
 DECODERS = (
+    Decoder(
+        "model questions",
+        read_model_question,
+        lambda: [
+            prefixed(wire_pb2.ModelRequest(digest=bytes.fromhex(DIGEST))),
+            prefixed(wire_pb2.ModelRequest(digest=bytes.fromhex(DIGEST), path="config.json")),
+        ],
+        share=0.5,
+    ),
+    Decoder(
+        "model answers",
+        read_model_answer,
+        lambda: [
+            prefixed(wire_pb2.ModelReply(size_bytes=8)) + b"manifest",
+            prefixed(wire_pb2.ModelReply(error="no model of this digest")),
+        ],
+        share=0.5,
+    ),
     Decoder(
         "block questions", read_blocks_question, lambda: [struct.pack("!H", 1) + Cid.of(b"block").digest]
     ),

@@ -8,15 +8,17 @@ from edgellm.leasing.accept import objection
 from edgellm.leasing.codec import DOMAIN as PLAN_DOMAIN
 from edgellm.leasing.codec import PAYLOAD_TYPE as PLAN_TYPE
 from edgellm.leasing.codec import open_plan, seal_plan
+from edgellm.leasing.hold import Denial, HeldLease, Wish, _reserve
 from edgellm.leasing.lease import Lease, Phase
 from edgellm.leasing.terms import certificate_from_wire, endpoints_from_wire, terms_from_wire, terms_to_wire
 from edgellm.p2p.envelope import seal
 from edgellm.p2p.framing import MessageStream
+from edgellm.p2p.network import PeerAddress
 from edgellm.p2p.varint import encode_varint
 from edgellm.types.plan import ClusterPlan, Endpoint, KvSharing, Member
 from edgellm.wire import wire_pb2
 from tests.fuzz.decoder import EARLY, Decoder
-from tests.fuzz.peer import NOW, SELF, Bytes, in_trio, payload, wire
+from tests.fuzz.peer import NOW, SELF, Bytes, Serving, in_trio, payload, prefixed, wire
 from tests.unit.samples import DIGEST, GIB, terms
 
 
@@ -71,6 +73,19 @@ def read_from_host(data: bytes) -> None:
     str(message)
 
 
+def read_grant(data: bytes) -> None:
+    """Whatever a host answers is a lease or a denial."""
+
+    async def reserve() -> None:
+        wish = Wish(PeerAddress(SELF.peer), "alice", terms())
+        lease = await _reserve(Serving(Bytes(data)), wish)  # type: ignore[arg-type]
+        assert isinstance(lease, HeldLease | Denial)
+        if isinstance(lease, HeldLease):
+            assert len(lease.devices) == 1
+
+    in_trio(reserve)
+
+
 def read_messages(data: bytes) -> None:
     async def read() -> None:
         messages = MessageStream(Bytes(data), max_bytes=4096)
@@ -80,7 +95,17 @@ def read_messages(data: bytes) -> None:
     in_trio(read)
 
 
+def _grants() -> list[bytes]:
+    endpoint = wire_pb2.Endpoint(host="10.0.0.1", port=7)
+    granted = wire_pb2.Granted(lease="l", devices=["0"], overlay_endpoints=[endpoint])
+    return [
+        prefixed(wire_pb2.FromHost(granted=granted)),
+        prefixed(wire_pb2.FromHost(refused=wire_pb2.Refused(reason="no", code="busy"))),
+    ]
+
+
 DECODERS = (
+    Decoder("grants", read_grant, _grants, ()),
     Decoder("plan", read_plan, lambda: [seal_plan(sample_plan(), SELF)]),
     Decoder(
         "signed plan",

@@ -51,6 +51,12 @@ class Serving:
     def serve(self, protocol: str, handler: Callable[[Any], Coroutine[Any, Any, None]]) -> None:
         self.handlers[protocol] = handler
 
+    def member(self, peer: str) -> None:
+        return None
+
+    def relay_of(self, peer: str) -> str:
+        return ""
+
     async def open_stream(self, *_: object, **__: object) -> Bytes:
         return self.stream or Bytes(b"")
 

@@ -79,6 +79,13 @@ READS = {
     "circuit answers": "edgellm.p2p.relay_server.RelayServer._carry",
     "identify": "edgellm.p2p.identify.Seen",
     "DHT answers": "edgellm.p2p.providers._known",
+    "advert answers": "edgellm.discovery.collect.fault",
+    "signed answers": "edgellm.discovery.collect.fault",
+    "grants": "edgellm.leasing.hold.certificate_from_wire",
+    "overlay openings": "edgellm.cluster.switchboard._After",
+    "overlay replies": "edgellm.cluster.switchboard.one_line",
+    "model questions": "edgellm.hosting.model_files.ProtocolViolation",
+    "model answers": "edgellm.requester.model_files.one_line",
     "NAT-PMP": "edgellm.p2p.port_mapping.Mapping",
 }
 
