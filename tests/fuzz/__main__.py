@@ -13,15 +13,18 @@ import subprocess
 import sys
 import tempfile
 import time
-from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from tests.fuzz.target import Job
+
 MAX_GROWTH_BYTES = 50 << 20
 OUT = Path(__file__).parents[2] / "benchmarks" / "out" / "fuzz.json"
-START_S = 6.0
-"""What a process needs before its first input."""
-GRACE_S = 60.0
+START_S = 12.0
+"""What it takes to import and instrument everything."""
+EACH_START_S = 0.3
+"""What each decoder's process needs before its first input."""
 MOST_SHARE = 0.12
 """Of all inputs, for one decoder: quick ones shall not make up for slow ones."""
 
@@ -35,45 +38,26 @@ def run(
     chosen = [each for each in DECODERS if names is None or each.name in names]
     engine = "atheris" if importlib.util.find_spec("atheris") else "mutation"
     shares = sum(each.share for each in chosen)
-    net_s = max(1.0, seconds - START_S * len(chosen) / workers) * workers
+    net_s = max(1.0, seconds - START_S - EACH_START_S * len(chosen) / workers) * workers
     most = max(2000, round(inputs * MOST_SHARE)) if len(chosen) > 8 else inputs
     began = time.monotonic()
-    with (
-        tempfile.TemporaryDirectory(prefix="edgellm-fuzz-") as directory,
-        ThreadPoolExecutor(workers) as pool,
-    ):
-
-        def one(number: int) -> dict[str, Any]:
-            each = chosen[number]
-            path = Path(directory) / f"{number}.json"
-            own_s = net_s * each.share / shares
-            argv = [each.name, str(most), str(own_s), str(seed + number), engine, str(path)]
-            try:
-                done = subprocess.run(
-                    [sys.executable, "-m", "tests.fuzz.target", *argv],
-                    capture_output=True,
-                    text=True,
-                    timeout=own_s + GRACE_S,
-                    check=False,
-                )
-                said, status = (done.stdout + done.stderr)[-3000:], done.returncode
-            except subprocess.TimeoutExpired:
-                said, status = "it hangs", -1
-            result: dict[str, Any] = {"name": each.name, "inputs": 0, "findings": []}
-            if path.exists():
-                result = json.loads(path.read_text())
-            if status != 0 or not result.get("finished"):
-                result["findings"].append({"kind": "ended", "what": f"exit status {status}\n{said}"})
-            result["growth_bytes"] = (
-                result["rss_after"] - result["rss_before"] if result.get("rss_before") else 0
-            )
-            if result["growth_bytes"] > MAX_GROWTH_BYTES:
-                result["findings"].append(
-                    {"kind": "memory", "what": f"grew by {result['growth_bytes']} bytes"}
-                )
-            return result
-
-        results = list(pool.map(one, range(len(chosen))))
+    with tempfile.TemporaryDirectory(prefix="edgellm-fuzz-") as directory:
+        paths = [Path(directory) / f"{number}.json" for number in range(len(chosen))]
+        jobs = [
+            Job(each.name, most, net_s * each.share / shares, seed + number, str(paths[number]))
+            for number, each in enumerate(chosen)
+        ]
+        done = subprocess.run(
+            [sys.executable, "-m", "tests.fuzz.target", engine, str(workers)],
+            input=json.dumps([asdict(job) for job in jobs]),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+        results = [_result(each.name, path) for each, path in zip(chosen, paths, strict=True)]
+    if done.returncode != 0:
+        raise RuntimeError(f"tests.fuzz.target: exit status {done.returncode}\n{done.stderr[-3000:]}")
     total = sum(result["inputs"] for result in results)
     return {
         "inputs": total,
@@ -86,6 +70,23 @@ def run(
         "slowest_input_s": max((result.get("slowest_s", 0.0) for result in results), default=0.0),
         "most_growth_bytes": max((result["growth_bytes"] for result in results), default=0),
     }
+
+
+def _result(name: str, path: Path) -> dict[str, Any]:
+    """What became of one decoder, judged."""
+    result: dict[str, Any] = {"name": name, "inputs": 0, "findings": []}
+    if path.exists():
+        result = json.loads(path.read_text())
+    ended, said = path.with_suffix(".ended"), path.with_suffix(".said")
+    how = ended.read_text() if ended.exists() else "it was not tried"
+    if how != "0" or not result.get("finished"):
+        last = said.read_text(errors="replace")[-3000:] if said.exists() else ""
+        result["findings"].append({"kind": "ended", "what": f"exit status {how}\n{last}"})
+    before = result.get("rss_before")
+    result["growth_bytes"] = result["rss_after"] - before if before else 0
+    if result["growth_bytes"] > MAX_GROWTH_BYTES:
+        result["findings"].append({"kind": "memory", "what": f"grew by {result['growth_bytes']} bytes"})
+    return result
 
 
 def main() -> int:

@@ -1,13 +1,17 @@
-"""One decoder, fuzzed in this process: `python -m tests.fuzz.target NAME INPUTS SECONDS SEED ENGINE RESULT`.
+"""Decoders, each fuzzed in a process of its own: `python -m tests.fuzz.target ENGINE WORKERS`, with jobs (JSON) on its input.
 
-Writes what it found to RESULT as JSON, again and again, so that it is there however the process ends.
+What they need is imported (and instrumented) once, and each process is forked from that. It writes what it found to its job's
+path as JSON, again and again, so that it is there however the process ends; and at last what it said and how it ended.
 """
 
 from __future__ import annotations
 
 import base64
 import json
+import logging
+import os
 import random
+import signal
 import sys
 import time
 import traceback
@@ -15,12 +19,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import psutil
+import structlog
 
 from tests.fuzz.mutation import MAX_BYTES, mutate
 
 WARM_UP = 1500
 """Inputs after which memory is measured for the first time: caches of Python and of its libraries fill before."""
 REPORT_S = 1.0
+GRACE_S = 60.0
 MAX_FINDINGS = 10
 KEPT_INPUTS = 200
 
@@ -50,7 +56,8 @@ class Target:
     """Takes inputs, and notes what became of them."""
 
     def __init__(self, name: str, engine: str, inputs: int, seconds: float, path: Path) -> None:
-        from tests.fuzz.decoders import MAX_INPUT_S, decoder, run_one
+        from tests.fuzz.decoder import MAX_INPUT_S, run_one
+        from tests.fuzz.decoders import decoder
 
         self.decoder = decoder(name)
         self.corpus = self.decoder.corpus()
@@ -120,14 +127,10 @@ def blindly(target: Target, seed: int) -> None:
     target.write(finished=True)
 
 
-def by_coverage(name: str, inputs: int, seconds: float, seed: int, path: Path) -> None:
+def by_coverage(target: Target, seed: int, path: Path) -> None:
     """With atheris: what reaches new code is kept and changed further."""
-    import os
-
     import atheris
 
-    with atheris.instrument_imports(include=["edgellm"]):
-        target = Target(name, "atheris", inputs, seconds, path)
     own = random.Random(seed)
 
     def take(data: bytes) -> None:
@@ -164,12 +167,79 @@ def by_coverage(name: str, inputs: int, seconds: float, seed: int, path: Path) -
     atheris.Fuzz()
 
 
+@dataclass(frozen=True)
+class Job:
+    name: str
+    inputs: int
+    seconds: float
+    seed: int
+    path: str
+
+
+@dataclass(frozen=True)
+class _Running:
+    job: Job
+    until: float
+
+
+def run_all(jobs: list[Job], engine: str, workers: int) -> None:
+    """Runs them, so many at a time. One that runs on for `GRACE_S` after its time is killed."""
+    waiting, running = list(jobs), dict[int, _Running]()
+    while waiting or running:
+        while waiting and len(running) < workers:
+            job = waiting.pop(0)
+            running[_forked(job, engine)] = _Running(job, time.monotonic() + job.seconds + GRACE_S)
+        for pid, each in tuple(running.items()):
+            done, status = os.waitpid(pid, os.WNOHANG)
+            if not done and time.monotonic() < each.until:
+                continue
+            if not done:
+                os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)
+            del running[pid]
+            ended = os.waitstatus_to_exitcode(status) if done else "it hangs"
+            Path(each.job.path).with_suffix(".ended").write_text(str(ended))
+        time.sleep(0.01)
+
+
+def _forked(job: Job, engine: str) -> int:
+    """The id of a process that fuzzes one decoder."""
+    pid = os.fork()
+    if pid:
+        return pid
+    status = 1
+    try:
+        path = Path(job.path)
+        with path.with_suffix(".said").open("wb") as said:
+            os.dup2(said.fileno(), 1)
+            os.dup2(said.fileno(), 2)
+        target = Target(job.name, engine, job.inputs, job.seconds, path)
+        if engine == "atheris":
+            by_coverage(target, job.seed, path)
+        else:
+            blindly(target, job.seed)
+        status = 0
+    except BaseException:  # noqa: BLE001 - the other process goes on in no way
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+
+
 def main() -> None:
-    name, inputs, seconds, seed, engine, path = sys.argv[1:]
+    engine, workers = sys.argv[1], int(sys.argv[2])
+    jobs = [Job(**job) for job in json.load(sys.stdin)]
+    # What a decoder logs is for people.
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
     if engine == "atheris":
-        by_coverage(name, int(inputs), float(seconds), int(seed), Path(path))
+        import atheris
+
+        with atheris.instrument_imports(include=["edgellm"]):
+            import tests.fuzz.decoders
     else:
-        blindly(Target(name, "mutation", int(inputs), float(seconds), Path(path)), int(seed))
+        import tests.fuzz.decoders  # noqa: F401
+    run_all(jobs, engine, workers)
 
 
 if __name__ == "__main__":
