@@ -278,6 +278,23 @@ async def test_the_revoked_are_thrown_out_everywhere_within_seconds(
         assert await says(maker, bob.peer) == "hello"
 
 
+async def test_who_is_forgotten_while_it_connects_is_thrown_out(
+    swarm: PrivateSwarm, autojump_clock: MockClock
+) -> None:
+    async with nodes() as (hub, nursery):
+        bob = swarm.node(hub, swarm.home("bob"), nursery)
+        mallory = swarm.visitor(hub, swarm.home("mallory"))
+        bob.serve(ECHO, echo)
+        await says(mallory, bob.peer)
+        assert bob.doorkeeper is not None
+        # As when it was revoked between its greeting and the muxer: there was no connection yet to be ended.
+        bob.doorkeeper.gate.forget(mallory.peer)  # type: ignore[attr-defined]
+        await bob.connect(mallory.addresses[0])
+        assert mallory.peer in bob.connected_peers()
+        await trio.sleep(2)
+        assert mallory.peer not in bob.connected_peers()
+
+
 async def test_one_that_was_revoked_notices(swarm: PrivateSwarm, autojump_clock: MockClock) -> None:
     with pytest.raises(ExceptionGroup) as caught:
         async with nodes() as (hub, nursery):
