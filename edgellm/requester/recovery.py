@@ -37,6 +37,7 @@ from edgellm.planning.resume import Held, as_held, refilled, spare_for, still_as
 from edgellm.requester.discover import Lent, Offers
 from edgellm.requester.lease import by_stage, lease_plan, spare_wish, wishes
 from edgellm.types.plan import Candidate, ClusterPlan, PlanRequest, StagePlan
+from edgellm.wire import backend_pb2
 
 log = structlog.get_logger(__name__)
 
@@ -375,6 +376,9 @@ class Keeper:
         with contextlib.suppress(trio.WouldBlock):
             while True:
                 self.head.alarms.receive_nowait()
+        if (await self.head.engine.health()).state == backend_pb2.HealthReply.SUSPENDED:
+            # One that is there broke at once: what the engine said of it was among that, and it will not say so again.
+            raise EngineError("the engine lost a member as soon as it was loaded")
         if self._cluster is None:
             self._cluster = Cluster(plan, seats.stages, self.head)
         self._cluster.plan, self._cluster.stages = plan, seats.stages

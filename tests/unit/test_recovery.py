@@ -184,6 +184,19 @@ async def test_a_member_whose_rank_died_is_replaced(tmp_path: Path) -> None:
         assert cluster.cluster.plan.workers[0].peer != dead.peer
 
 
+async def test_a_rank_that_dies_while_the_load_ends_is_not_overlooked(tmp_path: Path) -> None:
+    async with swarm(tmp_path, "alice", "bob", "carol") as it:
+
+        def fail() -> None:
+            it.script.breaks = 1
+            it.hub.kill(it.hosts[it.told.stages[0][0]].network.peer)
+
+        with trio.fail_after(15):
+            await it.interrupted(Wanted(), fail)
+        assert [piece.token_ids for piece in it.told.pieces] == ALL
+        assert len(it.script.loads) == 3
+
+
 async def test_a_cell_that_dies_is_made_anew_on_the_only_host(tmp_path: Path) -> None:
     async with swarm(tmp_path, "alice") as it:
         await it.interrupted(Wanted(), lambda: it.hosts["alice"].machine.cells[0].die(137))
