@@ -214,8 +214,9 @@ class Leases:
                         lease.has_joined = True
                         self._tell()
                 case "draining":
-                    lease.ends_at = message.draining.deadline_unix_ms / 1000
-                    item = News(peer, name, "draining", f"until {lease.ends_at:.0f}")
+                    lease.ends_at = message.draining.deadline_unix_ms / 1000 or None
+                    until = "no longer" if lease.ends_at is None else f"until {lease.ends_at:.0f}"
+                    item = News(peer, name, "draining", until)
                     self._tell()
                 case "ended":
                     raise _lost(lease, one_line(message.ended.reason, 500), ended=True)

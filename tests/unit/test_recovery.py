@@ -166,6 +166,23 @@ async def test_a_host_that_drains_is_left_before_it_goes(tmp_path: Path) -> None
         await until(lambda: it.hosts[first].free)
 
 
+async def test_a_host_that_paused_and_lends_again_is_one_to_go_on_with(tmp_path: Path) -> None:
+    async with (
+        swarm(tmp_path, "alice", "bob") as it,
+        opened(it, Wanted(pipeline_parallel=2, patience_s=5.0)) as cluster,
+    ):
+        (paused, *_), (other, *_) = it.told.stages
+        it.hosts[paused].server.pause(60.0, "its owner needs it")
+        await until(lambda: it.phases("draining") == ["draining"])
+        it.hosts[paused].server.resume()
+        await until(lambda: it.phases("draining") == ["draining"] * 2)
+        (cell,) = it.hosts[paused].machine.cells
+        it.hosts[other].machine.cells[0].die(137)
+        await until(lambda: it.phases("resumed") == ["resumed"])
+        assert it.hosts[paused].machine.cells == [cell]
+        assert not cluster.cluster.recovering
+
+
 async def test_a_slow_member_is_replaced_where_there_is_another(tmp_path: Path) -> None:
     async with swarm(tmp_path, "alice", "bob") as it, opened(it, Wanted(pipeline_parallel=1)) as cluster:
         (slow,) = cluster.cluster.plan.workers
