@@ -32,6 +32,7 @@ from edgellm.errors import (
 from edgellm.leasing.codec import seal_plan
 from edgellm.leasing.hold import HeldLease, Leases, LeasesRefused
 from edgellm.p2p.network import Network, PeerAddress
+from edgellm.planning.eligible import asked_peers
 from edgellm.planning.plan import make_plan
 from edgellm.planning.resume import Held, as_held, refilled, spare_for, still_asked
 from edgellm.requester.discover import Lent, Offers
@@ -138,6 +139,8 @@ class Keeper:
             self.head.alone.cluster,
             on_refusal=lambda line: self.on_progress(Progress("", "lease", line)),
         )
+        # A host calls itself what it likes: another of that name is not to take the place of one that is lost.
+        self.request = replace(self.request, peers=asked_peers(self.request.peers, offers.candidates))
         for stage in stages.stages:
             relay = self.network.relay_of(stage.peer)
             through = f", through relay …{relay[-8:]}" if relay else ""

@@ -311,3 +311,15 @@ async def test_where_hosts_were_named_nobody_else_stands_by(tmp_path: Path) -> N
         first = cluster.cluster.stages.stages[0].name
         (other,) = {"alice", "carol"} - {first}
         assert cluster.cluster.plan.spares[0].peer == it.hosts[other].network.peer
+
+
+async def test_nobody_takes_the_place_of_a_named_host_by_its_name(tmp_path: Path) -> None:
+    wanted = Wanted(pipeline_parallel=1, peers=("alice",), patience_s=2.0)
+    async with swarm(tmp_path, "alice") as it:
+        with pytest.raises(HostLost, match="nobody could take its place"), unwrapped():
+            async with opened(it, wanted):
+                impostor = await join_host(it.hub, "alice")
+                it.hub.kill(it.hosts["alice"].network.peer)
+                await trio.sleep(20)
+        assert not impostor.machine.plans
+        assert impostor.free
