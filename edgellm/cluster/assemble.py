@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Network
 
+from edgellm.leasing.codec import plan_addresses
 from edgellm.types.plan import ClusterPlan, Endpoint, KvSharing, Member, PlanRequest, StagePlan
 
 HEAD_NUMBER = 1
@@ -68,7 +69,7 @@ def head_alone(
         address=_address(request.fabric, subnet, HEAD_NUMBER, head.endpoints),
         overlay_certificate=head.certificate,
         overlay_endpoints=head.endpoints,
-        addresses=head.addresses,
+        addresses=plan_addresses(head.addresses),
     )
     return ClusterPlan(
         cluster=cluster,
@@ -127,7 +128,7 @@ def _member(fabric: str, subnet: IPv4Network, grant: Grant) -> Member:
         lease=grant.lease,
         devices=grant.devices,
         memory_bytes=grant.memory_bytes,
-        addresses=grant.addresses,
+        addresses=plan_addresses(grant.addresses),
     )
 
 

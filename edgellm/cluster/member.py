@@ -141,6 +141,9 @@ async def _open_member(
                 )
                 stack.enter_context(switchboard.connect(in_force, own.address, overlay))
                 transferred_bytes = overlay.transferred_bytes
+                nursery = await stack.enter_async_context(trio.open_nursery())
+                stack.callback(nursery.cancel_scope.cancel)
+                nursery.start_soon(_fail_with, overlay)
 
             async def amend(amended: ClusterPlan) -> None:
                 in_force.plan = amended
@@ -165,6 +168,12 @@ async def _open_member(
                 shown=shown,
                 transferred_bytes=transferred_bytes,
             )
+
+
+async def _fail_with(overlay: Overlay) -> None:
+    """Raises CellError when its carrier ends: the cell has no network any more, and would only seem to be there."""
+    await overlay.wait_dead()
+    raise CellError("the overlay's carrier has ended")
 
 
 async def serve_pieces(

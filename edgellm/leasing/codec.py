@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 from google.protobuf.message import DecodeError
 
@@ -25,6 +26,7 @@ MAX_BYTES = 1 << 50
 MAX_LAYERS = 4096
 MAX_DEVICES = 64
 MAX_CONTEXT = 1 << 24
+MAX_ADDRESSES = 16
 MAX_UNIX_MS = 1 << 43  # the year 2248
 _TOKEN = re.compile(r"[0-9a-f]{32,128}")
 _CLUSTER = re.compile(r"[0-9a-f]{32}")
@@ -92,6 +94,16 @@ def open_plan(envelope: bytes) -> tuple[str, ClusterPlan]:
     return signer, plan
 
 
+def is_name(text: str) -> bool:
+    """Whether a lease or a device may be called that in a plan. One of another name makes a plan that no host takes."""
+    return _NAME.fullmatch(text) is not None
+
+
+def plan_addresses(addresses: Iterable[str]) -> tuple[str, ...]:
+    """Those of a peer's addresses that a plan may name: a host may advertise more, and stranger ones."""
+    return tuple(address for address in addresses if _MULTIADDR.fullmatch(address))[:MAX_ADDRESSES]
+
+
 def _sharing_to_wire(sharing: KvSharing) -> wire_pb2.KvSharing:
     return wire_pb2.KvSharing(
         scope=sharing.scope,
@@ -109,7 +121,7 @@ def _sharing(message: wire_pb2.KvSharing) -> KvSharing:
     if (
         len(message.secret) != KV_SECRET_BYTES
         or not _NAME.fullmatch(message.tracker)
-        or len(message.tracker_addresses) > 16
+        or len(message.tracker_addresses) > MAX_ADDRESSES
         or not all(_MULTIADDR.fullmatch(address) for address in message.tracker_addresses)
     ):
         raise ProtocolViolation("a plan that shares KV with a secret or a tracker that is not of its form")
@@ -147,7 +159,7 @@ def _member(message: wire_pb2.PlanMember) -> Member:
         or not (message.lease == "" or _NAME.fullmatch(message.lease))
         or len(message.devices) > MAX_DEVICES
         or not all(_NAME.fullmatch(device) for device in message.devices)
-        or len(message.addresses) > 16
+        or len(message.addresses) > MAX_ADDRESSES
         or not all(_MULTIADDR.fullmatch(address) for address in message.addresses)
     ):
         raise ProtocolViolation("a plan with a member that is not of its form")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -11,7 +12,7 @@ import trio
 
 from edgellm.errors import HostLost, LeaseError, NetworkError, ProtocolViolation
 from edgellm.leasing import HEARTBEAT_S, PROTOCOL, SILENCE_S
-from edgellm.leasing.codec import MAX_PLAN_BYTES
+from edgellm.leasing.codec import MAX_PLAN_BYTES, is_name
 from edgellm.leasing.terms import Terms, certificate_from_wire, endpoints_from_wire, terms_to_wire
 from edgellm.p2p.framing import MessageStream
 from edgellm.p2p.network import Network, PeerAddress
@@ -120,6 +121,9 @@ class Leases:
     async def reserve(self, wishes: Sequence[Wish]) -> tuple[HeldLease, ...]:
         """Reserves all `wishes` or none, and keeps them alive. Raises LeasesRefused."""
         fresh = await _reserve_all(self._network, wishes)
+        if copies := _copies(fresh, self._held):
+            await _release_all(fresh, "it has another lease's id")
+            raise LeasesRefused(copies)
         self._held += fresh
         for lease in fresh:
             self._nursery.start_soon(self._keep, lease)
@@ -211,8 +215,9 @@ class Leases:
                         lease.has_joined = True
                         self._tell()
                 case "draining":
-                    lease.ends_at = message.draining.deadline_unix_ms / 1000
-                    item = News(peer, name, "draining", f"until {lease.ends_at:.0f}")
+                    lease.ends_at = message.draining.deadline_unix_ms / 1000 or None
+                    until = "no longer" if lease.ends_at is None else f"until {lease.ends_at:.0f}"
+                    item = News(peer, name, "draining", until)
                     self._tell()
                 case "ended":
                     raise _lost(lease, one_line(message.ended.reason, 500), ended=True)
@@ -288,6 +293,16 @@ async def _reserve_all(network: Network, wishes: Sequence[Wish]) -> tuple[HeldLe
     return tuple(held[index] for index in range(len(wishes)))
 
 
+def _copies(fresh: Sequence[HeldLease], held: Sequence[HeldLease]) -> tuple[Denial, ...]:
+    """Hosts that grant under the id of another lease, which they know from its plan: its host would refuse the next one."""
+    ids = Counter(lease.lease for lease in (*fresh, *held))
+    return tuple(
+        Denial(lease.wish.host.peer, lease.wish.name, "invalid", "it granted a lease under another's id")
+        for lease in fresh
+        if ids[lease.lease] > 1
+    )
+
+
 async def _reserve(network: Network, wish: Wish) -> HeldLease | Denial:
     def denied(code: str, reason: str) -> Denial:
         return Denial(wish.host.peer, wish.name, code, reason)
@@ -314,8 +329,12 @@ async def _reserve(network: Network, wish: Wish) -> HeldLease | Denial:
                     signs_receipts=answer.granted.signs_receipts,
                 )
                 # What does not fit into a plan would make one that no host takes.
-                if len(lease.devices) != wish.terms.devices or any(len(name) > 64 for name in lease.devices):
+                if len(lease.devices) != wish.terms.devices or not all(map(is_name, lease.devices)):
                     return denied("invalid", "it granted other devices than were asked for")
+                if not is_name(lease.lease):
+                    return denied("invalid", "it granted a lease without a proper id")
+                if wish.terms.fabric == "direct" and (not lease.endpoints or ":" in lease.endpoints[0].host):
+                    return denied("invalid", "it does not say at which IPv4 address it is")
                 granted = True
                 return lease
             case "refused":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import secrets
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, nullcontext
@@ -354,21 +355,27 @@ class LeaseServer:
         conversation.end("drained", why)
 
     async def _keep_deadline(self, conversation: _Conversation) -> None:
-        """Tells the requester each deadline as it is set, and ends the lease when one has come."""
+        """Tells the requester each deadline as it is set, or taken back, and ends the lease when one has come."""
+        is_told = False
         while True:
             deadline, changed = self._deadline, self._deadline_set
-            if deadline is None:
+            if deadline is None and not is_told:
                 await changed.wait()
                 continue
-            left_s = max(0.0, deadline.at - trio.current_time())
-            draining = wire_pb2.Draining(deadline_unix_ms=round((self._now() + left_s) * 1000))
+            is_told = deadline is not None
+            draining = wire_pb2.Draining()
+            if deadline is not None:
+                left_s = max(0.0, deadline.at - trio.current_time())
+                draining.deadline_unix_ms = round((self._now() + left_s) * 1000)
             try:
                 # The one who is to end has no say in when.
-                with trio.move_on_at(deadline.at):
+                with trio.move_on_at(math.inf if deadline is None else deadline.at):
                     await conversation.send(wire_pb2.FromHost(draining=draining))
             except NetworkError as error:
                 conversation.end("expired", f"the requester does not listen: {error}")
                 return
+            if deadline is None:
+                continue
             with trio.move_on_at(deadline.at):
                 await changed.wait()
                 continue

@@ -203,8 +203,10 @@ def _context(protocol: int, identity: MemberIdentity, admitted: list[bytes]) -> 
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.check_hostname = False
     context.verify_mode = ssl.CERT_REQUIRED
-    if admitted:
-        context.load_verify_locations(cadata=b"".join(admitted))
+    for certificate_der in admitted:
+        # One by one: of what a member gave that is no certificate, nobody but that member has the damage.
+        with contextlib.suppress(ssl.SSLError, ValueError):
+            context.load_verify_locations(cadata=certificate_der)
     if protocol == ssl.PROTOCOL_TLS_SERVER:
         context.num_tickets = 0
     # The ssl module reads a private key from a path only; this one is memory.

@@ -128,6 +128,8 @@ class Overlay:
                     async with self._admitted:
                         while self._admitted_number < number and not self._dead.is_set():
                             await self._admitted.wait()
+                if self._admitted_number < number:
+                    raise CellError("the overlay's carrier has ended")
             except (trio.TooSlowError, trio.BrokenResourceError, trio.ClosedResourceError) as error:
                 raise CellError("the overlay's carrier takes no new members") from error
 

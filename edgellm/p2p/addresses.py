@@ -62,6 +62,22 @@ def is_loopback(host: str) -> bool:
     return ipaddress.ip_address(host).is_loopback
 
 
+def leads_outside(multiaddr: str) -> bool:
+    """Whether an address that others tell leads to another machine: not to the one that dials it (its loopback), nor to
+    something of its own link that is no peer (a cloud's metadata service). Of one through a relay the relay's counts.
+    """
+    parts = multiaddr.split("/")
+    if parts[1:2] not in (["ip4"], ["ip6"]):
+        return True
+    try:
+        ip = ipaddress.ip_address(parts[2])
+    except (ValueError, IndexError):
+        return False
+    if isinstance(ip, ipaddress.IPv6Address) and ip.ipv4_mapped is not None:
+        ip = ip.ipv4_mapped
+    return not (ip.is_loopback or ip.is_link_local or ip.is_unspecified or ip.is_multicast)
+
+
 def tcp_multiaddr(host: str, port: int) -> str:
     """The multiaddr of an IP address and a TCP port."""
     return f"/ip{ipaddress.ip_address(host).version}/{host}/tcp/{port}"

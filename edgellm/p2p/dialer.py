@@ -18,7 +18,7 @@ from libp2p.peer.peerstore import PeerStoreError
 from multiaddr import Multiaddr
 
 from edgellm.errors import NetworkError
-from edgellm.p2p.addresses import ip_endpoint, is_public, written
+from edgellm.p2p.addresses import advertised, ip_endpoint, is_public, leads_outside, written
 from edgellm.p2p.connections import LISTENING_PORT, is_relayed
 
 STAGGER_S = 0.1  # head start of an address over the next one
@@ -55,19 +55,26 @@ class Dialer:
         ]
 
     async def connect(
-        self, peer: str, addresses: Sequence[str] = (), *, timeout_s: float = 10.0, direct: bool = False
+        self,
+        peer: str,
+        addresses: Sequence[str] = (),
+        *,
+        timeout_s: float = 10.0,
+        direct: bool = False,
+        named: bool = False,
     ) -> None:
         """Makes sure that there is a connection to `peer`, with `direct` one through no relay.
 
-        `addresses` (multiaddrs, with or without `/p2p/<peer>`) come before those already known. Raises
-        NetworkError that names the peer, every address tried and why it failed.
+        `addresses` (multiaddrs, with or without `/p2p/<peer>`) come before those already known; `named`: this machine's user
+        gave them, so that they may lead to this machine itself. Raises NetworkError that names the peer, every address tried
+        and why it failed.
         """
         try:
             peer_id = ID.from_base58(peer)
             given = [Multiaddr(address) for address in addresses]
         except ValueError as error:
             raise NetworkError(f"cannot reach peer {peer}: {error}") from error
-        await self._connect(peer_id, given, timeout_s, direct=direct)
+        await self._connect(peer_id, given, timeout_s, direct=direct, named=named)
 
     async def _dial_for_libp2p(self, peer_id: ID) -> list[Any]:
         if trio.current_time() < self._unreachable_until.get(peer_id, -math.inf):
@@ -82,7 +89,13 @@ class Dialer:
         return self.connections(peer_id)
 
     async def _connect(
-        self, peer_id: ID, given: Sequence[Multiaddr], timeout_s: float, *, direct: bool = False
+        self,
+        peer_id: ID,
+        given: Sequence[Multiaddr],
+        timeout_s: float,
+        *,
+        direct: bool = False,
+        named: bool = False,
     ) -> None:
         def there() -> bool:
             return any(not (direct and is_relayed(each)) for each in self.connections(peer_id))
@@ -96,7 +109,7 @@ class Dialer:
             lock = self._locks.setdefault(peer_id, trio.Lock())
             async with lock:
                 if not there():
-                    candidates = self._candidates(peer_id, given)
+                    candidates = self._candidates(peer_id, given, named=named)
                     if direct:
                         candidates = [address for address in candidates if not _is_circuit(address)]
                     doubtful = [each for each in candidates if _is_circuit(each) and self.doubtful(each)]
@@ -153,7 +166,7 @@ class Dialer:
                 return
         await self._swarm.dial_addr(address, peer_id)
 
-    def _candidates(self, peer_id: ID, given: Iterable[Multiaddr]) -> list[Multiaddr]:
+    def _candidates(self, peer_id: ID, given: Sequence[Multiaddr], *, named: bool = False) -> list[Multiaddr]:
         try:
             known = self._host.get_peerstore().addrs(peer_id)
         except PeerStoreError:
@@ -161,6 +174,10 @@ class Dialer:
         own = {str(address) for address in self._host.get_transport_addrs()}
         suffix = f"/p2p/{peer_id}"
         bare = dict.fromkeys(text.removesuffix(suffix) for text in written((*given, *known)))
+        if any(leads_outside(str(address)) for address in advertised(self._host.get_transport_addrs())):
+            # No peer is to make a machine talk to its own services. Peers of one machine alone meet nowhere else.
+            safe = {text.removesuffix(suffix) for text in written(given)} if named else set[str]()
+            bare = {text: None for text in bare if text in safe or leads_outside(text)}
         usable = [
             address
             for text, address in ((text, Multiaddr(text)) for text in bare)

@@ -197,7 +197,7 @@ class LibP2PNetwork:
 
     async def connect(self, multiaddr: str, *, timeout_s: float = 10.0) -> str:
         address, peer = split_peer(multiaddr)
-        await self._dialer.connect(peer, (address,), timeout_s=timeout_s)
+        await self._dialer.connect(peer, (address,), timeout_s=timeout_s, named=True)
         return peer
 
     def connected_peers(self) -> frozenset[str]:

@@ -122,7 +122,8 @@ class Relay:
     async def _reserve_at(self, relay: str) -> None:
         self._reserved.pop(relay, None)
         address, peer = split_peer(relay)
-        await self._dialer.connect(peer, (address,), timeout_s=REQUEST_TIMEOUT_S, direct=True)
+        named = relay in self._through
+        await self._dialer.connect(peer, (address,), timeout_s=REQUEST_TIMEOUT_S, direct=True, named=named)
         request = circuit_pb2.HopMessage(type=circuit_pb2.HopMessage.RESERVE)
         await self._drop(await self._ask(peer, request, "refused to relay for this node"))
         self._reserved[relay] = None

@@ -22,6 +22,7 @@ from libp2p.relay.circuit_v2.utils import read_delimited_msg, write_delimited_ms
 from multiaddr import Multiaddr
 
 from edgellm.p2p.connections import direct_connections, is_relayed, remote_host
+from edgellm.p2p.limits import origin
 from edgellm.p2p.relay_limits import RESERVATION_S, Circuit, Ledger, Refusal
 
 log = logging.getLogger(__name__)
@@ -62,7 +63,7 @@ class RelayServer:
             await _reset(stream)
 
     async def _reserve(self, stream: Any) -> None:
-        peer, address = str(stream.muxed_conn.peer_id), remote_host(stream.muxed_conn)
+        peer, address = str(stream.muxed_conn.peer_id), _address(stream.muxed_conn)
         swarm = self._host.get_network()
         self._ledger.forget(lambda one: not direct_connections(swarm, ID.from_base58(one)))
         refusal = self._ledger.reserve(peer, address, trio.current_time())
@@ -85,9 +86,7 @@ class RelayServer:
 
     async def _connect(self, stream: Any, asked: Any) -> None:
         source, target = stream.muxed_conn.peer_id, ID(asked.peer.id)
-        opened = self._ledger.open(
-            str(source), remote_host(stream.muxed_conn), str(target), trio.current_time()
-        )
+        opened = self._ledger.open(str(source), _address(stream.muxed_conn), str(target), trio.current_time())
         if isinstance(opened, Refusal):
             await _answer(stream, _STATUS[opened])
             return
@@ -154,6 +153,12 @@ class RelayServer:
 
                 nursery.start_soon(move, one, other)
                 nursery.start_soon(move, other, one)
+
+
+def _address(connection: Any) -> str:
+    """Under which a peer counts besides its id: of IPv6 the network that one customer has."""
+    host = remote_host(connection)
+    return origin(host).address or host
 
 
 def _limit(circuit_s: float, size: int) -> Any:

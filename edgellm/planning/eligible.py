@@ -103,12 +103,17 @@ def _rest(candidates: Sequence[Candidate]) -> str:
     return f" and {len(candidates) - _NAMED} more" if len(candidates) > _NAMED else ""
 
 
+def asked_peers(asked: Iterable[str], candidates: Sequence[Candidate]) -> tuple[str, ...]:
+    """The peer ids of the hosts that are asked for by name or id. Raises PlanError where one is none, or several."""
+    return tuple(_the_one(name, candidates).peer for name in asked)
+
+
 def _among(asked: Iterable[str], candidates: list[Candidate]) -> list[Candidate]:
-    peers = {_the_one(name, candidates).peer for name in asked}
+    peers = asked_peers(asked, candidates)
     return [candidate for candidate in candidates if not peers or candidate.peer in peers]
 
 
-def _the_one(asked: str, candidates: list[Candidate]) -> Candidate:
+def _the_one(asked: str, candidates: Sequence[Candidate]) -> Candidate:
     exact = [candidate for candidate in candidates if candidate.peer == asked]
     named = exact or [candidate for candidate in candidates if candidate.name == asked]
     matches = named or [candidate for candidate in candidates if asked and candidate.peer.startswith(asked)]

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from edgellm.leasing.codec import plan_addresses
 from edgellm.p2p.network import Network, PeerAddress
 from edgellm.paths import Paths
 from edgellm.requester.prefill import PrefillRatios
@@ -36,7 +37,7 @@ class KvRequester:
 
     def sharing(self, network: Network, digest: str, predicted_tok_s: float) -> KvSharing:
         """For the plan of a cluster of the model `digest` that is predicted to compute prompts at this speed."""
-        addresses = tuple(address.rsplit("/p2p/", 1)[0] for address in network.addresses)
+        addresses = plan_addresses(address.rsplit("/p2p/", 1)[0] for address in network.addresses)
         prefill_tok_s = self.prefill.expected_tok_s(digest, predicted_tok_s)
         return KvSharing(self.scope, self.scope_id, self.secret, network.peer, addresses, prefill_tok_s)
 

@@ -33,11 +33,13 @@ from edgellm.leasing import SILENCE_S
 from edgellm.leasing.codec import seal_plan
 from edgellm.leasing.hold import HeldLease, Leases, LeasesRefused
 from edgellm.p2p.network import Network, PeerAddress
+from edgellm.planning.eligible import asked_peers
 from edgellm.planning.plan import make_plan
 from edgellm.planning.resume import Held, as_held, refilled, spare_for, still_asked
 from edgellm.requester.discover import Lent, Offers
 from edgellm.requester.lease import by_stage, lease_plan, spare_wish, wishes
 from edgellm.types.plan import Candidate, ClusterPlan, PlanRequest, StagePlan
+from edgellm.wire import backend_pb2
 
 log = structlog.get_logger(__name__)
 
@@ -142,6 +144,8 @@ class Keeper:
             self.head.alone.cluster,
             on_refusal=lambda line: self.on_progress(Progress("", "lease", line)),
         )
+        # A host calls itself what it likes: another of that name is not to take the place of one that is lost.
+        self.request = replace(self.request, peers=asked_peers(self.request.peers, offers.candidates))
         for stage in stages.stages:
             relay = self.network.relay_of(stage.peer)
             through = f", through relay …{relay[-8:]}" if relay else ""
@@ -383,6 +387,9 @@ class Keeper:
         with contextlib.suppress(trio.WouldBlock):
             while True:
                 self.head.alarms.receive_nowait()
+        if (await self.head.engine.health()).state == backend_pb2.HealthReply.SUSPENDED:
+            # One that is there broke at once: what the engine said of it was among that, and it will not say so again.
+            raise EngineError("the engine lost a member as soon as it was loaded")
         if self._cluster is None:
             self._cluster = Cluster(plan, seats.stages, self.head)
         self._cluster.plan, self._cluster.stages = plan, seats.stages

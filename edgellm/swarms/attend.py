@@ -81,7 +81,7 @@ class Attendance:
         return self._home.revocations_envelope(), self._home.certificate_envelope()
 
     async def _end_connections(self) -> None:
-        for peer in self._gate.doomed():
+        for peer in self._gate.doomed(self._network.connected_peers()):
             log.info("a peer is a member no longer", peer=peer)
             await self._network.drop(peer)
             self._gate.forget(peer)

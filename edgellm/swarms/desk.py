@@ -46,12 +46,16 @@ class Desk:
     async def answer(self, join: swarm_pb2.Join, peer: str, source: str) -> swarm_pb2.Answer:
         """To a stranger that shows an invite: a certificate for `peer`, or why there is none.
 
-        Raises MembershipError where it is not even answered: too many attempts.
+        Raises MembershipError where it is not even answered: too many attempts, or nothing that this swarm has signed, so that
+        who has no invite does not learn that here is a swarm.
         """
         if not self._attempts.allows(source, trio.current_time()):
             raise MembershipError("too many attempts to join", fault="rate")
+        invite = open_token(join.token)
+        if invite.swarm != self._root.peer:
+            raise MembershipError("the invite is to another swarm", fault="wrong swarm")
         try:
-            invite, name = open_token(join.token), checked_name(join.name)
+            name = checked_name(join.name)
             _require_ed25519(peer)
             serial = secrets.token_hex(16)
             certificate = await self._change(

@@ -188,14 +188,17 @@ class Gate:
             if peer in connected and known.revocations < self.revocations
         ]
 
-    def doomed(self) -> list[str]:
-        """Peers that were let in and must go: revoked meanwhile, or their certificate has ended."""
+    def doomed(self, connected: frozenset[str] = frozenset()) -> list[str]:
+        """Peers that were let in and must go: revoked meanwhile, or their certificate has ended. And those `connected` of whom
+        nothing is known: they were let in and forgotten again while their connection was still being made.
+        """
         now = self._now()
-        return [
+        ended = [
             peer
             for peer, known in self._known.items()
             if known.member.peer in self._revoked or known.member.expires_at + CLOCK_SKEW_S <= now
         ]
+        return [*ended, *(connected - self._known.keys())]
 
     def forget(self, peer: str) -> None:
         self._known.pop(peer, None)

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 EACH_PER_MINUTE = 10.0
 ALL_PER_MINUTE = 60.0
 MAX_SOURCES = 1024
+_ALL = "all"
+"""No source is called that; those whose address is not known (behind a relay) are "" together."""
 
 
 @dataclass
@@ -19,7 +21,7 @@ class Attempts:
         """Whether one more attempt from `source` is let through, which is counted then."""
         if source not in self._buckets and len(self._buckets) >= MAX_SOURCES:
             self._forget_full(now)
-        return self._take(source, EACH_PER_MINUTE, now) and self._take("", ALL_PER_MINUTE, now)
+        return self._take(source, EACH_PER_MINUTE, now) and self._take(_ALL, ALL_PER_MINUTE, now)
 
     def _take(self, source: str, per_minute: float, now: float) -> bool:
         left, since = self._buckets.get(source, (per_minute, now))
@@ -30,7 +32,7 @@ class Attempts:
     def _forget_full(self, now: float) -> None:
         """Forgets those who have waited for a minute; all, where nobody has: the bucket for all holds still."""
         recent = {source: entry for source, entry in self._buckets.items() if entry[1] > now - 60}
-        everyone = self._buckets.get("")
+        everyone = self._buckets.get(_ALL)
         self._buckets = recent if len(recent) < MAX_SOURCES else {}
         if everyone is not None:
-            self._buckets[""] = everyone
+            self._buckets[_ALL] = everyone

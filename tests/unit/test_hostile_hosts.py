@@ -165,6 +165,9 @@ GRANTED = wire_pb2.FromHost(granted=wire_pb2.Granted(lease="a", devices=["0"]))
     [
         wire_pb2.FromHost(granted=wire_pb2.Granted(lease="a", devices=["0", "1"])),
         wire_pb2.FromHost(granted=wire_pb2.Granted(lease="a", devices=["x" * 300_000])),
+        wire_pb2.FromHost(granted=wire_pb2.Granted(lease="a", devices=["0 0"])),
+        wire_pb2.FromHost(granted=wire_pb2.Granted(lease="a b", devices=["0"])),
+        wire_pb2.FromHost(granted=wire_pb2.Granted(lease="", devices=["0"])),
         wire_pb2.FromHost(
             granted=wire_pb2.Granted(lease="a", devices=["0"], overlay_certificate=bytes(5000))
         ),
@@ -179,7 +182,18 @@ GRANTED = wire_pb2.FromHost(granted=wire_pb2.Granted(lease="a", devices=["0"]))
         wire_pb2.FromHost(heartbeat=wire_pb2.Heartbeat()),
         wire_pb2.FromHost(),
     ],
-    ids=["devices", "a long device", "certificate", "endpoint", "escapes", "heartbeat", "nothing"],
+    ids=[
+        "devices",
+        "a long device",
+        "an odd device",
+        "an odd lease",
+        "no lease",
+        "certificate",
+        "endpoint",
+        "escapes",
+        "heartbeat",
+        "nothing",
+    ],
 )
 async def test_a_grant_that_is_none_is_a_refusal_in_plain_words(
     answer: wire_pb2.FromHost, autojump_clock: MockClock
@@ -191,6 +205,13 @@ async def test_a_grant_that_is_none_is_a_refusal_in_plain_words(
         assert str(refused.value).isprintable()
         assert len(str(refused.value)) < 500
         assert all(denial.code.isprintable() for denial in refused.value.denials)
+
+
+async def test_a_host_cannot_take_the_id_of_anothers_lease(autojump_clock: MockClock) -> None:
+    async with open_hub() as hub, hold_leases(hub.join(), [granting(hub, GRANTED)]) as leases:
+        with pytest.raises(LeasesRefused, match="another's id"):
+            await leases.reserve([granting(hub, GRANTED)])
+        assert [lease.lease for lease in leases.held] == ["a"]
 
 
 async def test_a_flood_of_news_is_dropped_not_kept(autojump_clock: MockClock) -> None:

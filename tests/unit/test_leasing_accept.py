@@ -15,7 +15,7 @@ from edgellm.discovery.check import CLOCK_SKEW_S
 from edgellm.errors import ProtocolViolation
 from edgellm.kv.scope import ScopeKeys
 from edgellm.leasing.accept import MAX_AGE_S, OVERLAY_RANGE, objection
-from edgellm.leasing.codec import DOMAIN, MAX_CONTEXT, PAYLOAD_TYPE, open_plan, seal_plan
+from edgellm.leasing.codec import DOMAIN, MAX_ADDRESSES, MAX_CONTEXT, PAYLOAD_TYPE, open_plan, seal_plan
 from edgellm.leasing.lease import Lease, Phase
 from edgellm.p2p.envelope import seal
 from edgellm.p2p.identity import Identity
@@ -40,7 +40,7 @@ CERTIFICATE = b"certificate-b"
 NOW = 1003.0
 
 
-def make_plan(fabric: str = "overlay") -> ClusterPlan:
+def make_plan(fabric: str = "overlay", addresses: tuple[str, ...] = ("/ip4/10.0.0.1/tcp/4",)) -> ClusterPlan:
     """Two stages: host a has layers 0 to 2, host b 3 to 7."""
     stages = StagePlan(
         request=PlanRequest("tiny", DIGEST, SHAPE, context=256, fabric=fabric),
@@ -58,7 +58,7 @@ def make_plan(fabric: str = "overlay") -> ClusterPlan:
             GIB,
             b"certificate-a",
             (Endpoint("10.0.0.1", 7000),),
-            ("/ip4/10.0.0.1/tcp/4",),
+            addresses,
             2,
         ),
         Grant("b", "lease-b", ("1",), GIB, CERTIFICATE, (Endpoint("10.0.0.2", 7000),), (), 3),
@@ -112,6 +112,13 @@ def test_on_the_direct_fabric_members_have_their_own_addresses() -> None:
     plan = make_plan("direct")
     assert [member.address for member in plan.members] == ["10.0.0.9", "10.0.0.1", "10.0.0.2"]
     assert judge(plan, lease=replace(LEASE, fabric="direct")) is None
+
+
+def test_a_host_that_advertises_odd_addresses_spoils_no_plan() -> None:
+    many = tuple(f"/ip4/10.0.0.{number}/tcp/1" for number in range(64))
+    plan = make_plan(addresses=("", "/ip4/10.0.0.9/tcp/1 ", "/" + "a" * 256, *many))
+    _, opened = open_plan(seal_plan(plan, Identity.generate()))
+    assert opened.workers[0].addresses == many[:MAX_ADDRESSES]
 
 
 def test_the_plan_that_was_granted_is_accepted() -> None:

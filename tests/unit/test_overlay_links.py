@@ -53,3 +53,10 @@ async def test_silent_strangers_take_no_handshakes_place(monkeypatch: pytest.Mon
             nursery.cancel_scope.cancel()
         for cell in cells:
             cell.close()
+
+
+@pytest.mark.parametrize("given", [b"", b"no certificate", b"\x30\xff\xff", bytes(4096)])
+def test_who_gives_no_certificate_keeps_no_other_member_out(given: bytes) -> None:
+    here, there = make_member_identity(), make_member_identity()
+    for admitted in ([given, there.certificate_der], [there.certificate_der, given]):
+        assert server_context(here, admitted).cert_store_stats()["x509"] == 1

@@ -53,11 +53,11 @@ class Swarm:
         return connection
 
 
-def dialer(swarm: Swarm) -> Dialer:
+def dialer(swarm: Swarm, *own: str) -> Dialer:
     host = SimpleNamespace(
         get_network=lambda: swarm,
         get_id=lambda: ID.from_base58(RELAY),
-        get_transport_addrs=list,
+        get_transport_addrs=lambda: [Multiaddr(address) for address in own],
         get_peerstore=lambda: swarm.peerstore,
     )
     made = Dialer(host)
@@ -90,3 +90,31 @@ async def test_a_relayed_connection_is_none_where_a_direct_one_is_asked_for() ->
     swarm.open_at = {DIRECT}
     await dialling.connect(PEER, [through(RELAY), DIRECT], direct=True)
     assert swarm.tried == [through(RELAY), DIRECT]
+
+
+LOOPBACK = "/ip4/127.0.0.1/tcp/22"
+INWARD = (
+    LOOPBACK,
+    "/ip6/::1/tcp/22",
+    "/ip6/::ffff:127.0.0.1/tcp/22",
+    "/ip4/0.0.0.0/tcp/22",
+    "/ip4/169.254.169.254/tcp/80",
+    f"{LOOPBACK}/p2p/{RELAY}/p2p-circuit",
+)
+
+
+async def test_no_peer_makes_a_machine_dial_itself() -> None:
+    swarm = Swarm(set())
+    with pytest.raises(NetworkError):
+        await dialer(swarm, "/ip4/192.168.1.2/tcp/4001").connect(PEER, [*INWARD, DIRECT])
+    assert swarm.tried == [DIRECT]
+
+
+async def test_its_user_may_and_peers_of_one_machine_alone_do() -> None:
+    swarm = Swarm({LOOPBACK})
+    await dialer(swarm, "/ip4/192.168.1.2/tcp/4001").connect(PEER, [LOOPBACK], named=True)
+    assert swarm.tried == [LOOPBACK]
+    for own in ((), ("/ip4/127.0.0.1/tcp/4001",)):
+        swarm = Swarm({LOOPBACK})
+        await dialer(swarm, *own).connect(PEER, [LOOPBACK])
+        assert swarm.tried == [LOOPBACK]

@@ -166,6 +166,23 @@ async def test_a_host_that_drains_is_left_before_it_goes(tmp_path: Path) -> None
         await until(lambda: it.hosts[first].free)
 
 
+async def test_a_host_that_paused_and_lends_again_is_one_to_go_on_with(tmp_path: Path) -> None:
+    async with (
+        swarm(tmp_path, "alice", "bob") as it,
+        opened(it, Wanted(pipeline_parallel=2, patience_s=5.0)) as cluster,
+    ):
+        (paused, *_), (other, *_) = it.told.stages
+        it.hosts[paused].server.pause(60.0, "its owner needs it")
+        await until(lambda: it.phases("draining") == ["draining"])
+        it.hosts[paused].server.resume()
+        await until(lambda: it.phases("draining") == ["draining"] * 2)
+        (cell,) = it.hosts[paused].machine.cells
+        it.hosts[other].machine.cells[0].die(137)
+        await until(lambda: it.phases("resumed") == ["resumed"])
+        assert it.hosts[paused].machine.cells == [cell]
+        assert not cluster.cluster.recovering
+
+
 async def test_a_slow_member_is_replaced_where_there_is_another(tmp_path: Path) -> None:
     async with swarm(tmp_path, "alice", "bob") as it, opened(it, Wanted(pipeline_parallel=1)) as cluster:
         (slow,) = cluster.cluster.plan.workers
@@ -182,6 +199,19 @@ async def test_a_member_whose_rank_died_is_replaced(tmp_path: Path) -> None:
         it.head.cells[0].say.send_nowait(alarm)
         await until(lambda: it.phases("resumed") == ["resumed"])
         assert cluster.cluster.plan.workers[0].peer != dead.peer
+
+
+async def test_a_rank_that_dies_while_the_load_ends_is_not_overlooked(tmp_path: Path) -> None:
+    async with swarm(tmp_path, "alice", "bob", "carol") as it:
+
+        def fail() -> None:
+            it.script.breaks = 1
+            it.hub.kill(it.hosts[it.told.stages[0][0]].network.peer)
+
+        with trio.fail_after(15):
+            await it.interrupted(Wanted(), fail)
+        assert [piece.token_ids for piece in it.told.pieces] == ALL
+        assert len(it.script.loads) == 3
 
 
 async def test_a_cell_that_dies_is_made_anew_on_the_only_host(tmp_path: Path) -> None:
@@ -281,3 +311,15 @@ async def test_where_hosts_were_named_nobody_else_stands_by(tmp_path: Path) -> N
         first = cluster.cluster.stages.stages[0].name
         (other,) = {"alice", "carol"} - {first}
         assert cluster.cluster.plan.spares[0].peer == it.hosts[other].network.peer
+
+
+async def test_nobody_takes_the_place_of_a_named_host_by_its_name(tmp_path: Path) -> None:
+    wanted = Wanted(pipeline_parallel=1, peers=("alice",), patience_s=2.0)
+    async with swarm(tmp_path, "alice") as it:
+        with pytest.raises(HostLost, match="nobody could take its place"), unwrapped():
+            async with opened(it, wanted):
+                impostor = await join_host(it.hub, "alice")
+                it.hub.kill(it.hosts["alice"].network.peer)
+                await trio.sleep(20)
+        assert not impostor.machine.plans
+        assert impostor.free

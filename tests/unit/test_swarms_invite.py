@@ -144,6 +144,10 @@ def test_strangers_may_not_try_for_ever() -> None:
     assert let_through == EACH_PER_MINUTE
     assert attempts.allows("10.0.0.2", now=0.0)
     assert attempts.allows("10.0.0.1", now=60 / EACH_PER_MINUTE)
+    # Those behind a relay have no address, and share a bucket that is nobody else's.
+    relayed = Attempts()
+    assert sum(relayed.allows("", now=0.0) for _ in range(100)) == EACH_PER_MINUTE
+    assert relayed.allows("10.0.0.1", now=0.0)
     many = Attempts()
     let_through = sum(many.allows(f"10.1.{n // 256}.{n % 256}", now=0.0) for n in range(3 * MAX_SOURCES))
     assert let_through == ALL_PER_MINUTE
