@@ -167,7 +167,7 @@ class Cell:
             await self.kill()
 
     def _refused(self) -> str | None:
-        """A cell full of processes is ended, though the kernel lets it have no more: they would go on taking the machine's CPU."""
+        """A cell full of processes is ended, though the kernel gives it no more: those would go on taking the machine's CPU."""
         full = self._group is not None and self._group.ran_out_of_processes()
         return too_many_processes(self._spec.limits) if full else None
 

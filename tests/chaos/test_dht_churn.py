@@ -1,8 +1,12 @@
-"""A DHT of 100 real libp2p peers, of which half are killed at once: hosts of a model are still found, and soon."""
+"""A DHT of 100 real libp2p peers, of which half are killed at once: hosts of a model are still found, and soon.
+
+With 40 peers where EDGELLM_FULL_TESTS is not set: a hundred take minutes of two cores to come up.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -19,7 +23,7 @@ from edgellm.p2p.node import NodeConfig, open_node
 
 PROGRAM = Path(__file__).parents[1] / "integration" / "dht_peers.py"
 PROCESSES = 10
-PEERS_EACH = 10
+PEERS_EACH = 10 if os.environ.get("EDGELLM_FULL_TESTS") else 4
 HOSTS_EACH = 2
 MODEL = "tiny"
 
@@ -91,7 +95,7 @@ async def look(bootstrap: list[str]) -> tuple[Found, float]:
         begun = trio.current_time()
         quick = await find_hosts(network, MODEL, book=SequenceBook(), now=time.time, patient=False)
         took_s = trio.current_time() - begun
-        # 100 peers on the cores of one machine are slow; those that take long are there all the same.
+        # So many peers on the cores of one machine are slow; those that take long are there all the same.
         found = await find_hosts(network, MODEL, book=SequenceBook(), now=time.time)
         print(
             f"{len(quick.sightings)} of {quick.listed} listed in {took_s:.2f} s, {len(found.sightings)} of {found.listed} in "
@@ -101,7 +105,7 @@ async def look(bootstrap: list[str]) -> tuple[Found, float]:
         return found, took_s
 
 
-async def test_half_of_100_peers_leave_at_once(groups: list[Group]) -> None:
+async def test_half_of_the_peers_leave_at_once(groups: list[Group]) -> None:
     everybody = set().union(*(group.hosts for group in groups))
     # One that stays, and the one through which all have come.
     bootstrap = [groups[-1].address, groups[0].address]

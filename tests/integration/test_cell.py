@@ -339,6 +339,7 @@ async def test_death_of_the_node_leaves_nothing(tmp_path: Path, isolation: str) 
 async def test_outlives_idle_worker_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The death signal belongs to the thread that started the cell, and trio's worker threads end when they have been idle."""
     monkeypatch.setattr("trio._core._thread_cache.IDLE_TIMEOUT", 1)
+    monkeypatch.setattr("edgellm.cells.cell.LOOK_S", 60)  # looking at a cell is done in such a thread
     async with open_cell(python_cell("tell(event='up'); time.sleep(3600)", tmp_path / "run")) as cell:
         await event_named(cell, "up")
         worker = await trio.to_thread.run_sync(threading.current_thread)

@@ -23,9 +23,10 @@ from edgellm.wire import backend_pb2_grpc
 
 HEAD = "10.88.77.1"
 # A private /tmp and /dev/shm, as a cell has them; the PID namespace dies with its first process.
+# The model may lie in the /tmp that they do not see.
 _ISOLATE = (
-    "mount -t tmpfs tmpfs /dev/shm && mount -t tmpfs tmpfs /tmp && mkdir /tmp/model && "
-    'mount --bind "$1" /tmp/model && shift && exec "$@"'
+    'mount --bind "$1" /mnt && mount -t tmpfs tmpfs /dev/shm && mount -t tmpfs tmpfs /tmp && mkdir /tmp/model && '
+    'mount --move /mnt /tmp/model && shift && exec "$@"'
 )
 MODEL_PATH = "/tmp/model"
 """Where every member sees a model: the head its configuration and tokenizer alone."""
