@@ -162,7 +162,7 @@ def main() -> int:
         faults = tuple(fault for fault in faults if fault.number == options.number)
     tokens = [] if options.tokens == TOKENS else [str(options.tokens)]
     choice = "-".join(["", *tokens, *options.only, *options.cluster]).replace(" ", "_").replace("'", "")
-    path = OUT.with_name(f"chaos-{commit}-{options.seed}{choice}.jsonl")
+    path = OUT.with_name(f"chaos-{report.product_state(REPOSITORY)}-{options.seed}{choice}.jsonl")
     if options.again or options.number is not None:
         path.unlink(missing_ok=True)
     log = Log(path)

@@ -32,8 +32,8 @@ PROMPTS = (
     "Return the number of",
     "import os",
 )
-TOKENS = 1000
-"""Of each answer."""
+TOKENS = 400
+"""Of each answer: what takes a little more than the two seconds within which answers are made again token by token."""
 GRACE_S = 30
 """That a host gives before it goes."""
 WELL_S = 120.0

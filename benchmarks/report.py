@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import platform
@@ -65,6 +66,15 @@ def current_commit(repository: Path) -> str:
         check=False,
     )
     return done.stdout.strip() if done.returncode == 0 else "unknown"
+
+
+def product_state(repository: Path) -> str:
+    """What is measured, whatever else a commit changes: a hash of the product and the benchmarks; with "-dirty" as above."""
+    folders = ("edgellm", "backends", "benchmarks", "models", "pyproject.toml")
+    git = ("git", "-C", str(repository))
+    listed = subprocess.run([*git, "ls-tree", "HEAD", *folders], capture_output=True, check=False)
+    changed = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", *folders], check=False)
+    return hashlib.sha256(listed.stdout).hexdigest()[:12] + ("-dirty" if changed.returncode else "")
 
 
 def document(figures: Sequence[Figure], machine: MachineFacts, commit: str) -> dict[str, object]:
