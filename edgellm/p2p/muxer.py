@@ -99,10 +99,15 @@ class FlowControlledStream(yamux.YamuxStream):
                 raise MuxedStreamError(f"the peer has not read for {WRITE_STALL_S:g} s")
 
 
+async def ended(stream: FlowControlledStream) -> None:
+    """Returns when nothing more can come."""
+    await stream._ended.wait()
+
+
 async def end(stream: FlowControlledStream) -> None:
     """Returns when both sides are done with a stream that this one has closed; resets it after `LINGER_S`."""
     with trio.move_on_after(LINGER_S) as linger:
-        await stream._ended.wait()
+        await ended(stream)
     if linger.cancelled_caught:
         await stream.reset()
 
@@ -162,8 +167,8 @@ class HardenedYamux(yamux.Yamux):
                 await self._write_answers()
                 if data:
                     await self.secured_conn.write(data)
-            except Exception:
-                self.drop("cannot be written to")
+            except Exception as error:
+                self.drop(f"cannot be written to: {error!r}")
                 raise
 
     def _answer(self, data: bytes) -> None:

@@ -29,6 +29,7 @@ from edgellm.errors import EdgeError, NetworkError
 from edgellm.p2p.addresses import split_peer
 from edgellm.p2p.connections import direct_connections
 from edgellm.p2p.dialer import Dialer
+from edgellm.p2p.muxer import ended
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +38,8 @@ WANTED = 2
 RENEW_INTERVAL_S = 60.0  # far below the reservation's hour, so that a relay that restarted is used again soon
 REQUEST_TIMEOUT_S = 10.0
 FRAME_STALL_S = 10.0  # one frame on its way to a relay
-MAX_RELAYED_CONNECTIONS = 64
+MAX_RELAYED_CONNECTIONS = 128
+"""That others made to this node, at once: a quarter of all that it has room for."""
 FORGIVEN_S = 600.0
 """After which a relay that refused is asked again."""
 DOUBT_S = 120.0
@@ -178,11 +180,21 @@ class Relay:
         return stream
 
     async def _take(self, stream: Any) -> None:
-        """Takes a connection that a relay brings; who is behind it is proven by its own Noise handshake."""
+        """Takes a connection that a relay brings; who is behind it is proven by its own Noise handshake.
+
+        Lasts as long as the connection: a node takes a stream for done with when its handler is.
+        """
         relay = str(stream.muxed_conn.peer_id)
         if relay not in self.peers() or self._incoming >= MAX_RELAYED_CONNECTIONS:
             await self._drop(stream)
             return
+        self._incoming += 1
+        try:
+            await self._carry(stream, relay)
+        finally:
+            self._incoming -= 1
+
+    async def _carry(self, stream: Any, relay: str) -> None:
         try:
             with trio.fail_after(REQUEST_TIMEOUT_S):
                 asked = await read_delimited_msg(stream, circuit_pb2.StopMessage)
@@ -197,16 +209,13 @@ class Relay:
                 return
             address = Multiaddr(f"/p2p/{relay}/p2p-circuit")
             raw = _raw_connection(stream, address, initiator=False)
-            self._incoming += 1
-            try:
-                muxed = await self._host.get_network().upgrade_inbound_raw_conn(raw, address)
-            finally:
-                self._incoming -= 1
+            muxed = await self._host.get_network().upgrade_inbound_raw_conn(raw, address)
         except Exception as error:  # noqa: BLE001 - what a relay brings ends its own stream at worst
             log.debug("relay %s brought no connection: %r", relay, error)
             await self._drop(stream)
             return
         self.taken(muxed.peer_id)
+        await ended(stream.muxed_stream)
 
     async def _drop(self, stream: Any) -> None:
         with suppress(Exception), trio.CancelScope(deadline=trio.current_time() + 1, shield=True):

@@ -67,6 +67,8 @@ class Stream:
         self._data = data
         self.sent = b""
         self.over = False
+        self.muxed_stream = SimpleNamespace(_ended=trio.Event())
+        self.muxed_stream._ended.set()
         kind = ConnectionType.RELAYED if relayed else ConnectionType.DIRECT
         self.muxed_conn = SimpleNamespace(
             peer_id=PEER,
