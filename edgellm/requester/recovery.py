@@ -126,6 +126,7 @@ class Keeper:
     """When it was last formed anew."""
     _unstable_since: float = 0.0
     _avoid: dict[str, float] = field(default_factory=dict)
+    _suspicions: int = 0
     _slow: dict[HeldLease, str] = field(default_factory=dict)
     _changing: trio.Lock = field(default_factory=trio.Lock)
     _enlisting: trio.CancelScope = field(default_factory=trio.CancelScope)
@@ -191,12 +192,14 @@ class Keeper:
         async for alarm in self.head.alarms:
             lease = self._lease_at(alarm)
             if alarm.is_lost:
+                is_known = lease is not None
+                lease = lease or self._suspect()
                 if lease is None:
                     return EngineError(f"the engine lost a member: {alarm.detail}")
                 # A host that ends a lease kills its cell, which the engine may notice before the host's own word is here.
                 with trio.move_on_after(OWN_WORD_S):
                     await self.leases.loss((lease,))
-                self.leases.lose(lease, alarm.detail)
+                self.leases.lose(lease, alarm.detail, has_failed=is_known)
                 assert lease.lost is not None
                 return lease.lost
             if lease is not None:
@@ -208,6 +211,15 @@ class Keeper:
         plan = self.cluster.plan
         member = plan.at(alarm.address) if alarm.address else None
         return next((lease for lease in self.leases.held if member and lease.lease == member.lease), None)
+
+    def _suspect(self) -> HeldLease | None:
+        """One of several members between which something is lost: with another in its place they may do. Each time the next.
+
+        Nobody knows whose fault it is, so it is held against nobody; and where there is nobody else they are chosen again.
+        """
+        seated = [lease for lease in self._seats.leases if lease in self.leases.held] if self._seats else []
+        self._suspicions += 1
+        return seated[-self._suspicions % len(seated)] if len(seated) > 1 else None
 
     async def _replaceable(self) -> EdgeError:
         """Waits until a member that is to leave, or slow, can be replaced by a spare that has joined."""

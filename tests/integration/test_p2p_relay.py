@@ -10,8 +10,10 @@ from libp2p.relay.circuit_v2.protocol import PROTOCOL_ID as HOP
 from libp2p.relay.circuit_v2.protocol import STOP_PROTOCOL_ID as STOP
 
 from edgellm.errors import NetworkError
+from edgellm.p2p import muxer
 from edgellm.p2p.autonat import AUTONAT, REST_S, ask_to_dial_back
 from edgellm.p2p.identity import Identity
+from edgellm.p2p.network import Stream
 from edgellm.p2p.node import NodeConfig, open_node
 from edgellm.p2p.varint import encode_varint
 from tests.integration.test_p2p_node import (
@@ -59,6 +61,28 @@ async def test_cancelled_sends_do_not_break_a_relayed_connection(spawn: Spawner)
         await other.send_all(b"still there")
         with trio.fail_after(5):
             assert await receive_exactly(other, 11) == b"still there"
+
+
+async def test_a_relayed_connection_is_not_taken_for_a_stream_left_open(
+    spawn: Spawner, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(muxer, "LINGER_S", 0.2)
+    relay = spawn("--serve-relay")
+
+    async def echo(stream: Stream) -> None:
+        while data := await stream.receive_some():
+            await stream.send_all(data)
+
+    through = NodeConfig(Identity.generate(), listen=(), relays=(relay.address,))
+    async with open_node(through) as hidden, open_node(config(server=False)) as network:
+        hidden.serve(ECHO, echo)
+        address = f"{relay.address}/p2p-circuit"
+        stream = await network.open_stream(hidden.peer, ECHO, addresses=[address])
+        for _ in range(4):
+            await trio.sleep(0.2)
+            await stream.send_all(b"still there")
+            with trio.fail_after(5):
+                assert await receive_exactly(stream, 11) == b"still there"
 
 
 async def test_a_dead_relay_ends_the_streams_through_it(spawn: Spawner):

@@ -201,6 +201,22 @@ async def test_a_member_whose_rank_died_is_replaced(tmp_path: Path) -> None:
         assert cluster.cluster.plan.workers[0].peer != dead.peer
 
 
+async def test_where_nobody_knows_which_member_is_lost_one_of_them_has_to_go(tmp_path: Path) -> None:
+    """As when nothing comes through between two hosts that are there for everybody else."""
+    async with (
+        swarm(tmp_path, "alice", "bob", "carol") as it,
+        opened(it, Wanted(pipeline_parallel=2)) as cluster,
+    ):
+        pairs = []
+        for resumed in range(1, 4):
+            pairs.append(frozenset(worker.peer for worker in cluster.cluster.plan.workers))
+            alarm = {"event": "lost", "address": "", "detail": "a step does not end"}
+            it.head.cells[0].say.send_nowait(alarm)
+            await until(lambda resumed=resumed: it.phases("resumed") == ["resumed"] * resumed)  # type: ignore[misc]
+        assert pairs[0] != pairs[1] != pairs[2]
+        assert len(cluster.cluster.plan.workers) == 2
+
+
 async def test_a_rank_that_dies_while_the_load_ends_is_not_overlooked(tmp_path: Path) -> None:
     async with swarm(tmp_path, "alice", "bob", "carol") as it:
 
