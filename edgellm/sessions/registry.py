@@ -117,7 +117,8 @@ class Registry:
         """A new, empty place for a session whose daemon is dead and whose journal is there. Of several who want it at the same
         time one has it; nobody else gets in as long as the context lasts.
 
-        Raises SessionError when there is none of that name, when its daemon runs, or another command recovers it.
+        Raises SessionError when there is none of that name, when its daemon runs or is on its way, or another command recovers
+        it.
         """
         files = self.files(name)
         with self._journal(name).with_suffix(".lock").open("w") as lock:
@@ -132,6 +133,10 @@ class Registry:
             if record is not None and runs(record.pid, record.process_started):
                 raise SessionError(
                     f"session {name!r} has not crashed: it runs", remedy=f"use it with --session {name}"
+                )
+            if record is None and not self._journal(name).is_file():
+                raise SessionError(
+                    f"session {name!r} has said nothing yet", remedy="edgellm session list shows when it is open"
                 )
             shutil.rmtree(files.directory, ignore_errors=True)
             files.directory.mkdir(mode=0o700)

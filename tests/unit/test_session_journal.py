@@ -332,6 +332,10 @@ def test_one_that_runs_or_is_being_recovered_is_not_recovered(
         recover_session(registry, "amber", lambda line: None)
     with pytest.raises(SessionError, match="no session named"):
         recover_session(registry, "birch", lambda line: None)
+    _, files = registry.reserve("birch")
+    with pytest.raises(SessionError, match="has said nothing yet"):
+        recover_session(registry, "birch", lambda line: None)
+    assert files.directory.is_dir(), "what starts goes on"
 
 
 def test_one_whose_journal_cannot_be_read_is_forgotten(registry: Registry) -> None:
