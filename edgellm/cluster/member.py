@@ -34,6 +34,8 @@ HEAD_PORT = 6379
 """Ray's head; in a cell of its own every port is free."""
 ENGINE_SOCKET = "engine.sock"
 BLOCKS_SOCKET = "blocks.sock"
+CELL_GOES_S = 10.0
+"""How long a cell that is killed may take to be gone: a thousand processes take some."""
 _SHOWN = "c"
 """Of a member's directory, what its cell sees. Short, as sockets lie in it."""
 
@@ -173,6 +175,8 @@ async def _open_member(
 async def _fail_with(overlay: Overlay) -> None:
     """Raises CellError when its carrier ends: the cell has no network any more, and would only seem to be there."""
     await overlay.wait_dead()
+    # A cell that is killed takes its carrier with it, and says better what has happened once all of it is gone.
+    await trio.sleep(CELL_GOES_S)
     raise CellError("the overlay's carrier has ended")
 
 

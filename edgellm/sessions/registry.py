@@ -136,7 +136,8 @@ class Registry:
                 )
             if record is None and not self._journal(name).is_file():
                 raise SessionError(
-                    f"session {name!r} has said nothing yet", remedy="edgellm session list shows when it is open"
+                    f"session {name!r} has said nothing yet",
+                    remedy="edgellm session list shows when it is open",
                 )
             shutil.rmtree(files.directory, ignore_errors=True)
             files.directory.mkdir(mode=0o700)

@@ -50,6 +50,7 @@ async def test_a_cell_ends_with_its_carrier(
     is_killed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(member, "open_cell", no_cell)
+    monkeypatch.setattr(member, "CELL_GOES_S", 0.1)
     request = PlanRequest("tiny", DIGEST, SHAPE, context=256, fabric="overlay")
     machine = CellMachine(BACKEND, tmp_path, threads=1)
     before = set(carriers())

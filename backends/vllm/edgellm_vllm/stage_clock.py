@@ -9,6 +9,9 @@ from __future__ import annotations
 import time
 from typing import Any
 
+HEARD_S = 3.0
+"""A message of which nothing more comes for so long does not come."""
+
 
 class StageClock:
     """Of one rank, which runs one step at a time."""
@@ -16,8 +19,13 @@ class StageClock:
     def __init__(self) -> None:
         self._before: tuple[float, ...] = ()
         self._began = time.perf_counter()
-        self.works = False
-        """Whether it is computing, and neither waits for another rank nor has nothing to do."""
+        self._heard = float("-inf")
+        self._computes = False
+
+    @property
+    def works(self) -> bool:
+        """Whether it is computing, or a long input is on its way to it; not while it only waits or has nothing to do."""
+        return self._computes or time.perf_counter() - self._heard < HEARD_S
 
     def begin(self) -> None:
         """A step has come."""
@@ -25,19 +33,24 @@ class StageClock:
 
     def goes_on(self) -> None:
         """With a step that has come in parts."""
-        self.works = True
+        self._computes = True
 
     def end(self) -> None:
         """It is done."""
-        self.works = False
+        self._computes = False
 
     def waits(self) -> None:
         """For the input."""
-        self.works = False
+        self._computes = False
+
+    def heard(self) -> None:
+        """A piece of the input has come, and not all of it: the links of volunteers are slow, and prompts are long."""
+        self._heard = time.perf_counter()
 
     def received(self, before_s: tuple[float, ...]) -> None:
         """The input is there, for which earlier stages computed `before_s`."""
-        self._before, self._began, self.works = before_s, time.perf_counter(), True
+        self._before, self._began, self._computes = before_s, time.perf_counter(), True
+        self._heard = float("-inf")
 
     def spent_s(self) -> tuple[float, ...]:
         """Computing time of each stage up to this one, in pipeline order."""

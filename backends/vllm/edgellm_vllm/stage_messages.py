@@ -16,7 +16,7 @@ import queue
 import socket
 import struct
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -81,11 +81,11 @@ class StageMessages:
         CLOCK.waits()
         while source not in self._incoming:
             self._accept()
-        incoming = self._incoming[source]
+        incoming = self._incoming[source].readinto1
         described_bytes, size, stages = _HEADER.unpack(_exactly(incoming, _HEADER.size))
         before = struct.unpack(f"!{stages}d", _exactly(incoming, 8 * stages))
         described = _understood(bytes(_exactly(incoming, described_bytes)))
-        content = _exactly(incoming, size)
+        content = _exactly(incoming, size, CLOCK.heard)
         tensors, start = {}, 0
         for name, dtype, shape in described:
             count = math.prod(shape)
@@ -110,7 +110,7 @@ class StageMessages:
         connection, _ = self._listener.accept()
         try:
             connection.settimeout(_HELLO_TIMEOUT_S)
-            rank, key = _HELLO.unpack(_exactly(connection.makefile("rb", buffering=0), _HELLO.size))
+            rank, key = _HELLO.unpack(_exactly(connection.recv_into, _HELLO.size))
             connection.settimeout(None)
         except OSError:
             connection.close()
@@ -158,14 +158,19 @@ class _Outgoing:
                 self._waiting.task_done()
 
 
-def _exactly(source: Any, size: int) -> bytearray:
+def _exactly(
+    read_into: Callable[[memoryview], int], size: int, heard: Callable[[], None] = lambda: None
+) -> bytearray:
+    """So many bytes; `heard` is called for each piece but the last."""
     buffer = bytearray(size)
     view = memoryview(buffer)
     while view:
-        count = source.readinto(view)
+        count = read_into(view)
         if not count:
             raise ConnectionResetError("the rank at the other end is gone")
         view = view[count:]
+        if view:
+            heard()
     return buffer
 
 
