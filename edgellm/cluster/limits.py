@@ -18,8 +18,9 @@ SPARE_DEVICES = 1
 """A lease's memory counts the engine's own need for each device. Once more as a margin: a cell ends above its limit, and an
 honest engine must not. What members keep ready for their next ranks (`ClusterPlan.standby`) is that need again."""
 
-MIN_PROCESSES, PROCESSES_A_THREAD = 1024, 64
-"""Threads counted. Measured on 2 CPUs: 100 of a worker, 140 of a head; pools grow with the number of CPUs."""
+MIN_PROCESSES, PROCESSES_A_DEVICE, PROCESSES_A_THREAD = 256, 128, 64
+"""Threads counted. Measured on 2 CPUs: 100 of a worker, 140 of a head; pools grow with the number of CPUs. Not many more: a
+thousand forks of a Ray worker share so many pages that the kernel takes a minute to end them."""
 
 
 def cell_limits(
@@ -45,6 +46,6 @@ def cell_limits(
         memory = (devices + spare) * CUDA_HOST_BYTES + KV_SERVER_BYTES["cpu"]
     return Limits(
         memory_bytes=memory,
-        processes=MIN_PROCESSES + PROCESSES_A_THREAD * usable_threads,
+        processes=MIN_PROCESSES + PROCESSES_A_DEVICE * max(devices, 1) + PROCESSES_A_THREAD * usable_threads,
         cpus=threads if threads < usable_threads else None,
     )
