@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -33,6 +34,7 @@ _TAIL_BYTES = 64 << 10
 _READ_BYTES = 64 << 10
 # Of each of its outputs: reading an endless one shall not take the node's core from its other leases.
 _READ_BYTES_S = 8 << 20
+_REST = 3.0  # times as long as understanding its events took
 
 _READY_TIMEOUT_S = 30.0
 _GRACE_S = 5.0
@@ -58,6 +60,7 @@ class Cell:
         self._drained = trio.Event()
         self._ready = trio.Event()
         self._first_event: Event | None = None
+        self._understood_s = 0.0
         self._tail = bytearray()
         self._send_events, self._events = trio.open_memory_channel[Event](_MAX_EVENTS)
 
@@ -181,13 +184,16 @@ class Cell:
                 if len(pending) > _MAX_LINE_BYTES:
                     self._keep(pending)
                     pending = b""
-                await trio.sleep(len(received) / _READ_BYTES_S)
+                await trio.sleep(max(len(received) / _READ_BYTES_S, _REST * self._understood_s))
+                self._understood_s = 0.0
             self._ready.set()
 
     async def _handle_line(self, line: bytes) -> None:
         event = None
+        begun = time.perf_counter()
         with contextlib.suppress(ValueError, RecursionError):
             event = json.loads(line)
+        self._understood_s += time.perf_counter() - begun
         if not isinstance(event, dict):
             self._keep(line + b"\n")
         elif not self._ready.is_set():
