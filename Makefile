@@ -20,12 +20,12 @@ peers: setup
 
 # Everything: units, real libp2p and engines, hosts in network namespaces (these need root). Under 25 minutes on 2 cores.
 test: setup peers
-	$(BIN)/python -m pytest -n 4 tests/unit
+	$(BIN)/python -m pytest -n 3 tests/unit
 	$(BIN)/python -m pytest tests/integration tests/chaos tests/system
 
 # No engine, no root; they wait more than they compute.
 unit: setup
-	$(BIN)/python -m pytest -n 4 tests/unit
+	$(BIN)/python -m pytest -n 3 tests/unit
 
 lint: setup
 	$(BIN)/ruff format --check .

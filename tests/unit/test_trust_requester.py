@@ -221,6 +221,7 @@ async def test_a_checker_that_dies_costs_a_check_and_its_own_reputation(tmp_path
 
             nursery.start_soon(fail)
             assert await swarm_.check() == ()
+            nursery.cancel_scope.cancel()
         assert "cannot be checked" in swarm_.told[-1]
         record = swarm_.record("bob")
         assert record is not None
