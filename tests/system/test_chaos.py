@@ -44,5 +44,6 @@ def test_answers_go_on_whatever_befalls_their_hosts() -> None:
                 stage.heal()
                 assert outcome.wrong == "", f"{outcome}\n{said}"
                 assert not outcome.is_missed, outcome
-                assert outcome.recoveries, outcome
+                # A rank that needs no more than it has until its answer ends gets to the end.
+                assert outcome.recoveries or fault.kind == "out of memory", outcome
         stage.end()
