@@ -21,6 +21,7 @@ def read_cell_event(data: bytes) -> None:
     from edgellm.cells.cell import Cell
 
     cell = Cell.__new__(Cell)
+    cell._understood_s = 0.0
     kept = bytearray()
     cell._keep = kept.extend  # type: ignore[method-assign, assignment]
     cell._ready = SimpleNamespace(is_set=lambda: False, set=lambda: None)  # type: ignore[assignment]

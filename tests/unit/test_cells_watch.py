@@ -75,7 +75,7 @@ def test_a_cells_memory_is_its_leases_and_the_engines() -> None:
             is_head=is_head,
         )
         assert limits.cpus == 2
-        assert limits.processes == 1024 + 64 * 8
+        assert limits.processes == 256 + 2 * 128 + 8 * 64
         assert limits.memory_bytes is not None
         return limits.memory_bytes
 

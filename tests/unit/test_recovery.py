@@ -208,12 +208,12 @@ async def test_where_nobody_knows_which_member_is_lost_one_of_them_has_to_go(tmp
         opened(it, Wanted(pipeline_parallel=2)) as cluster,
     ):
         pairs = []
-        for resumed in range(1, 4):
+        for resumed in range(1, 3):
             pairs.append(frozenset(worker.peer for worker in cluster.cluster.plan.workers))
             alarm = {"event": "lost", "address": "", "detail": "a step does not end"}
             it.head.cells[0].say.send_nowait(alarm)
             await until(lambda resumed=resumed: it.phases("resumed") == ["resumed"] * resumed)  # type: ignore[misc]
-        assert pairs[0] != pairs[1] != pairs[2]
+        assert pairs[0] != pairs[1]
         assert len(cluster.cluster.plan.workers) == 2
 
 
