@@ -20,10 +20,9 @@ peers: setup
 
 # Everything: units, real libp2p and engines, hosts in network namespaces (these need root). About an hour on 2 cores.
 test: setup peers
-	$(BIN)/python -m pytest -n 3 tests/unit
-	$(BIN)/python -m pytest tests/integration tests/chaos tests/system
+	$(BIN)/python -m pytest tests
 
-# No engine, no root; they wait more than they compute.
+# No engine, no root; several at once, as they wait more than they compute. On a busy machine some may be too late then.
 unit: setup
 	$(BIN)/python -m pytest -n 3 tests/unit
 
