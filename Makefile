@@ -18,7 +18,7 @@ peers: setup
 	setup/system.sh tests
 	VENV=$(VENV) setup/npm_packages.sh
 
-# Everything: units, real libp2p and engines, hosts in network namespaces (these need root). About an hour on 2 cores.
+# Everything: units, real libp2p and engines, hosts in network namespaces (these need root). More than an hour on 2 cores.
 test: setup peers
 	$(BIN)/python -m pytest tests
 
