@@ -53,6 +53,8 @@ class Load:
     """Names that requests over HTTP may call the model by, besides its own."""
     check_share: float = 0.0
     """Of the answers, 0 to 1: how many are picked for a check."""
+    stall_s: float = 0.0
+    """A rank that falls silent while it should compute is taken for lost within so many seconds; 0: as the engine has it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,6 +220,7 @@ def _load_request(
         share_kv=plan.kv is not None,
         serve_api=load.serves_api,
         check_share=load.check_share,
+        stall_s=load.stall_s,
     )
 
 

@@ -18,7 +18,7 @@ class Stage(_message.Message):
     def __init__(self, address: _Optional[str] = ..., first_layer: _Optional[int] = ..., end_layer: _Optional[int] = ...) -> None: ...
 
 class LoadRequest(_message.Message):
-    __slots__ = ("model_path", "head_address", "tensor_parallel", "stages", "max_model_len", "kv_cache_bytes", "max_num_seqs", "gpu_memory_utilization", "served_model_name", "share_kv", "served_model_names", "check_share", "serve_api")
+    __slots__ = ("model_path", "head_address", "tensor_parallel", "stages", "max_model_len", "kv_cache_bytes", "max_num_seqs", "gpu_memory_utilization", "served_model_name", "share_kv", "served_model_names", "check_share", "stall_s", "serve_api")
     MODEL_PATH_FIELD_NUMBER: _ClassVar[int]
     HEAD_ADDRESS_FIELD_NUMBER: _ClassVar[int]
     TENSOR_PARALLEL_FIELD_NUMBER: _ClassVar[int]
@@ -31,6 +31,7 @@ class LoadRequest(_message.Message):
     SHARE_KV_FIELD_NUMBER: _ClassVar[int]
     SERVED_MODEL_NAMES_FIELD_NUMBER: _ClassVar[int]
     CHECK_SHARE_FIELD_NUMBER: _ClassVar[int]
+    STALL_S_FIELD_NUMBER: _ClassVar[int]
     SERVE_API_FIELD_NUMBER: _ClassVar[int]
     model_path: str
     head_address: str
@@ -44,8 +45,9 @@ class LoadRequest(_message.Message):
     share_kv: bool
     served_model_names: _containers.RepeatedScalarFieldContainer[str]
     check_share: float
+    stall_s: float
     serve_api: bool
-    def __init__(self, model_path: _Optional[str] = ..., head_address: _Optional[str] = ..., tensor_parallel: _Optional[int] = ..., stages: _Optional[_Iterable[_Union[Stage, _Mapping]]] = ..., max_model_len: _Optional[int] = ..., kv_cache_bytes: _Optional[int] = ..., max_num_seqs: _Optional[int] = ..., gpu_memory_utilization: _Optional[float] = ..., served_model_name: _Optional[str] = ..., share_kv: bool = ..., served_model_names: _Optional[_Iterable[str]] = ..., check_share: _Optional[float] = ..., serve_api: bool = ...) -> None: ...
+    def __init__(self, model_path: _Optional[str] = ..., head_address: _Optional[str] = ..., tensor_parallel: _Optional[int] = ..., stages: _Optional[_Iterable[_Union[Stage, _Mapping]]] = ..., max_model_len: _Optional[int] = ..., kv_cache_bytes: _Optional[int] = ..., max_num_seqs: _Optional[int] = ..., gpu_memory_utilization: _Optional[float] = ..., served_model_name: _Optional[str] = ..., share_kv: bool = ..., served_model_names: _Optional[_Iterable[str]] = ..., check_share: _Optional[float] = ..., stall_s: _Optional[float] = ..., serve_api: bool = ...) -> None: ...
 
 class LoadEvent(_message.Message):
     __slots__ = ("phase", "loaded")

@@ -12,7 +12,7 @@ import pytest
 
 pytest.importorskip("edgellm_vllm", reason="the distribution in backends/vllm is not installed")
 
-from edgellm_vllm.pulse import STALL_VARIABLE, Pulse, Watch
+from edgellm_vllm.pulse import Pulse, Watch
 from edgellm_vllm.watch import SLOW_AGAIN_S, Silence, SlowStages, Steps
 
 
@@ -96,9 +96,10 @@ def test_a_stage_is_slow_after_seconds_of_ten_times_its_own_and_is_told_once_in_
 @pytest.fixture
 def one_rank(monkeypatch: pytest.MonkeyPatch) -> tuple[Watch, queue.SimpleQueue[tuple[int | None, str]]]:
     monkeypatch.setenv("VLLM_HOST_IP", "127.0.0.1")
-    monkeypatch.setenv(STALL_VARIABLE, "0.6")
     told: queue.SimpleQueue[tuple[int | None, str]] = queue.SimpleQueue()
-    return Watch([Pulse().edgellm_pulse()], lambda rank, why: told.put((rank, why)), tells_work=False), told
+    return Watch(
+        [Pulse().edgellm_pulse()], lambda rank, why: told.put((rank, why)), stall_s=0.6, tells_work=False
+    ), told
 
 
 def test_a_rank_that_answers_is_there(
@@ -114,13 +115,14 @@ def test_a_rank_that_answers_is_there(
 def test_a_connection_that_ends_is_told_at_once_and_silence_after_its_time(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setenv(STALL_VARIABLE, "0.6")
     for says, least_s, most_s in (("nothing", 0.6, 1.6), ("goodbye", 0, 0.5)):
         told: queue.SimpleQueue[tuple[int | None, str]] = queue.SimpleQueue()
         with socket.create_server(("127.0.0.1", 0)) as listener:
             listener.settimeout(5)
             place = ("127.0.0.1", listener.getsockname()[1], bytes(16))
-            watch = Watch([place], lambda rank, why, told=told: told.put((rank, why)), tells_work=False)
+            watch = Watch(
+                [place], lambda rank, why, told=told: told.put((rank, why)), stall_s=0.6, tells_work=False
+            )
             connection, _ = listener.accept()
             begun = time.monotonic()
             watch.steps.begun(begun)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from edgellm.wire import backend_pb2 as pb
 from edgellm_vllm.kv.settings import CHUNK_TOKENS
 from edgellm_vllm.kv.sharing import transfer_options
+from edgellm_vllm.watch import DEFAULT_STALL_S
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -64,7 +65,7 @@ def engine_config(
         tensor_parallel_size=request.tensor_parallel,
         pipeline_parallel_size=len(request.stages),
         distributed_executor_backend=PlacedRayExecutor,
-        additional_config=placement_config(addresses),
+        additional_config=placement_config(addresses, request.stall_s or DEFAULT_STALL_S),
         worker_extension_cls="edgellm_vllm.worker_extension.WorkerExtension",
         max_num_seqs=request.max_num_seqs or _DEFAULT_MAX_NUM_SEQS,
         max_num_batched_tokens=_STEP_TOKENS,

@@ -38,9 +38,9 @@ _LOAD_POLL_S = 0.006
 _LEAST_TELL_S = 0.1
 
 
-def placement_config(addresses_by_rank: list[str]) -> dict[str, Any]:
-    """For vLLM's `additional_config`: what `PlacedRayExecutor` needs to know."""
-    return {_CONFIG_KEY: {"addresses": addresses_by_rank}}
+def placement_config(addresses_by_rank: list[str], stall_s: float) -> dict[str, Any]:
+    """For vLLM's `additional_config`: what `PlacedRayExecutor` needs to know. `stall_s` as `pulse.Watch` has it."""
+    return {_CONFIG_KEY: {"addresses": addresses_by_rank, "stall_s": stall_s}}
 
 
 class PlacedRayExecutor(RayExecutorV2):
@@ -77,6 +77,7 @@ class PlacedRayExecutor(RayExecutorV2):
         self._watch = Watch(
             self.collective_rpc("edgellm_pulse"),
             lambda rank, why: tell("lost", "" if rank is None else self._addresses[rank], why),
+            stall_s=self.vllm_config.additional_config[_CONFIG_KEY]["stall_s"],
             tells_work=current_platform.is_cpu(),
         )
         return result

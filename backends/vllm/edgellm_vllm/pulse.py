@@ -16,9 +16,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from edgellm_vllm.stage_clock import CLOCK
-from edgellm_vllm.watch import DEFAULT_STALL_S, Silence, Steps
-
-STALL_VARIABLE = "EDGELLM_VLLM_STALL_S"
+from edgellm_vllm.watch import Silence, Steps
 
 _ASK, _WORKS, _IDLE = b"?", b"w", b"i"
 _KEY_BYTES = 16
@@ -61,11 +59,16 @@ def _answer(connection: socket.socket, key: bytes) -> None:
 class Watch:
     """In the engine core: a thread that knows of each rank whether it is there."""
 
-    def __init__(self, where: Sequence[tuple[str, int, bytes]], lost: Lost, *, tells_work: bool) -> None:
-        """`where` as the ranks' `edgellm_pulse` said. `lost` is called once, in the thread. Raises OSError."""
+    def __init__(
+        self, where: Sequence[tuple[str, int, bytes]], lost: Lost, *, stall_s: float, tells_work: bool
+    ) -> None:
+        """`where` as the ranks' `edgellm_pulse` said.
+
+        `stall_s`: from a rank's falling silent in a step to the verdict, at most.
+        `lost` is called once, in the thread. Raises OSError.
+        """
         self.steps = Steps()
         self._lost = lost
-        stall_s = float(os.environ.get(STALL_VARIABLE) or DEFAULT_STALL_S)
         self._silence = Silence(len(where), stall_s, tells_work)
         self._connections = [_connect(*place) for place in where]
         self._stopping = False

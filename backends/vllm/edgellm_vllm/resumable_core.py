@@ -83,7 +83,7 @@ class ResumableCore:
     async def get_output_async(self) -> Any:
         """As vLLM's; waits while there is no core."""
         outputs = await self._outputs.get()
-        outputs.outputs = self._log.note(outputs.outputs)
+        self._log.note(outputs.outputs)
         return outputs
 
     async def add_request_async(self, request: Any) -> None:

@@ -1,17 +1,17 @@
 """Requests that come with tokens of their answers, in the engine core and in its ranks (`token_log` says in which two ways).
 
-Tokens that are computed at once count as made here, so that penalties, limits, forbidden words and grammars go on as if nothing
-had been. vLLM can go on with a request whose cache it has given up for want of room; this is the same, from the beginning of a
-request's life. Tokens that are made again are chosen by the ranks, whatever their sampler would have chosen.
+They count as made here, so that penalties, limits, forbidden words and grammars go on as if nothing had been. vLLM can go on
+with a request whose cache it has given up for want of room; this is the same, from the beginning of a request's life. Ranks
+know all of them from the start, and choose nothing until they are through. The scheduler knows as many as are to be computed:
+all, or one more whenever the last is on its way through the stages.
 """
 
 from __future__ import annotations
 
-import functools
+from collections import deque
 from typing import TYPE_CHECKING, Any
 
 import torch
-from vllm.distributed import get_pp_group
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.request import Request, RequestStatus
@@ -21,6 +21,7 @@ from edgellm_vllm.token_log import REPLAY, tokens_so_far
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
+    from vllm.v1.core.sched.output import CachedRequestData, SchedulerOutput
 
 _SEEDS_BELOW = 2**31
 
@@ -36,18 +37,43 @@ class _Resuming:
 
     def add_request(self, request: Request) -> None:
         """As the base class."""
-        if tokens := tokens_so_far(request.sampling_params):
+        scheduler: Any = self
+        tokens = tokens_so_far(request.sampling_params)
+        withheld = tokens_so_far(request.sampling_params, REPLAY)
+        if scheduler.use_v2_model_runner:
+            # It learns when it first hears of a request how many of its tokens are not to be chosen.
+            tokens, withheld = tokens + withheld, []
+        if tokens:
             request.append_output_token_ids(tokens)
+        if tokens or withheld:
             # How much of the prompt was in a cache has been said, of the prompt alone.
             request.prefill_stats = None
+        request.edgellm_withheld = deque(withheld)
         super().add_request(request)  # type: ignore[misc]
+
+    def _update_after_schedule(self, scheduler_output: SchedulerOutput) -> None:
+        scheduler: Any = self
+        for request_id, count in scheduler_output.num_scheduled_tokens.items():
+            request = scheduler.requests[request_id]
+            if request.edgellm_withheld and request.num_computed_tokens + count == request.num_tokens:
+                request.append_output_token_ids(request.edgellm_withheld.popleft())
+        super()._update_after_schedule(scheduler_output)  # type: ignore[misc]
+
+    def _make_cached_request_data(self, *args: Any, **kwargs: Any) -> CachedRequestData:
+        data: CachedRequestData = super()._make_cached_request_data(*args, **kwargs)  # type: ignore[misc]
+        scheduler: Any = self
+        for index, request_id in enumerate(data.req_ids):
+            # Ranks would forget what they have more.
+            data.num_output_tokens[index] += len(scheduler.requests[request_id].edgellm_withheld)
+        return data
 
     def _handle_blocked_waiting_request(self, request: Request) -> bool:
         waited_for_grammar = request.status == RequestStatus.WAITING_FOR_STRUCTURED_OUTPUT_GRAMMAR
         ready: bool = super()._handle_blocked_waiting_request(request)  # type: ignore[misc]
-        if ready and waited_for_grammar and request.num_output_tokens:
+        tokens = [*request.output_token_ids, *request.edgellm_withheld]
+        if ready and waited_for_grammar and tokens:
             scheduler: Any = self
-            if not scheduler.structured_output_manager.accept_tokens(request, list(request.output_token_ids)):
+            if not scheduler.structured_output_manager.accept_tokens(request, tokens):
                 request.status = RequestStatus.WAITING_FOR_STRUCTURED_OUTPUT_GRAMMAR
                 scheduler.grammar_compile_error_reqs.add(request.request_id)
                 return False
@@ -103,10 +129,9 @@ class ResumedRequestState(CachedRequestState):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.output_token_ids = tokens_so_far(self.sampling_params)
-        self.chosen = tokens_so_far(self.sampling_params, REPLAY)
-        if self.chosen and get_pp_group().is_last_rank:
-            _REPEATING[self.req_id] = self
+        self.output_token_ids = tokens_so_far(self.sampling_params) or tokens_so_far(
+            self.sampling_params, REPLAY
+        )
         drawn_by: torch.Generator | None = self.generator
         if drawn_by is not None and drawn_by.device.type == "cpu":
             assert self.sampling_params is not None
@@ -116,31 +141,8 @@ class ResumedRequestState(CachedRequestState):
             drawn_by.set_offset(4 * len(self.output_token_ids))
 
 
-_REPEATING: dict[str, ResumedRequestState] = {}
-"""Of this process: those that have not all their tokens again."""
-
-
 def resume_in_rank() -> None:
     """For every request that this process runs from now on."""
     from vllm.v1.worker import gpu_model_runner
 
     gpu_model_runner.CachedRequestState = ResumedRequestState
-    original = gpu_model_runner.GPUModelRunner._sample
-
-    @functools.wraps(original)
-    def sample(runner: Any, logits: Any, *args: Any) -> Any:
-        output = original(runner, logits, *args)
-        choose_again(runner, output.sampled_token_ids)
-        return output
-
-    gpu_model_runner.GPUModelRunner._sample = sample
-
-
-def choose_again(runner: Any, sampled: Any) -> None:
-    """Puts what was chosen in place of what a rank's sampler chose, for requests whose tokens are made again."""
-    for request_id, state in list(_REPEATING.items()):
-        index = runner.input_batch.req_id_to_index.get(request_id)
-        if runner.requests.get(request_id) is not state or len(state.output_token_ids) >= len(state.chosen):
-            del _REPEATING[request_id]
-        elif index is not None:
-            sampled[index] = state.chosen[len(state.output_token_ids)]

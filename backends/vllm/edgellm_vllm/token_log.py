@@ -5,11 +5,11 @@ A request that a core did not finish is asked of the next one together with its 
 * **Computed at once**, as a prompt is. `resumed_requests` makes them output tokens, so that all that counts tokens goes on.
   Sums come in another order than they did one by one, and with sixteen bits a token may follow that is as likely as the one
   that would have.
-* **Made again**, one by one, as they were: the ranks choose what was chosen, and nothing of it is handed on twice. What follows
-  is what would have followed, to the last bit. It takes as long as it took.
+* **Computed one by one**, as they were when they were made. What follows is what would have followed, to the last bit. It takes
+  about half as long as it took, for a stage need not wait for what the last one chooses.
 
-So what depends on bits (greedy answers, and those with a seed) is made again while that takes no longer than `REPLAY_S`. Tokens
-go along in the sampling parameters' `extra_args`, which vLLM hands on unread.
+So what depends on bits (greedy answers, and those with a seed) is computed one by one where it took no longer than `REPLAY_S`
+to make. Tokens go along in the sampling parameters' `extra_args`, which vLLM hands on unread.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any
 TOKENS = "edgellm_tokens_so_far"
 """Key in `extra_args`: to be computed at once."""
 REPLAY = "edgellm_tokens_again"
-"""Key in `extra_args`: to be made again."""
+"""Key in `extra_args`: to be computed one by one."""
 REPLAY_S = 2.0
 
 MAX_FRUITLESS = 4
@@ -41,8 +41,6 @@ class _Entry:
     """From a first to a last token, in all engines so far."""
     first: float = 0.0
     last: float = 0.0
-    repeated: int = 0
-    """Tokens that will come and have been handed on."""
     told: int = 0
     """How many of `tokens` there were when an engine last broke."""
     fruitless: int = 0
@@ -52,7 +50,7 @@ class TokenLog:
     """Of all requests that are not finished, in the order they came."""
 
     def __init__(self, replay_s: float = REPLAY_S) -> None:
-        """0: tokens are never made again."""
+        """0: tokens are never computed one by one."""
         self._replay_s = replay_s
         self._open: dict[str, _Entry] = {}
 
@@ -68,26 +66,19 @@ class TokenLog:
         if not request.abort_immediately and request.request_id not in self._open:
             self._open[request.request_id] = _Entry(request)
 
-    def note(self, outputs: list[Any]) -> list[Any]:
-        """Pieces of answers (vLLM's EngineCoreOutput); those that are to be handed on."""
+    def note(self, outputs: list[Any]) -> None:
+        """Pieces of answers (vLLM's EngineCoreOutput) that are handed on now."""
         now = time.monotonic()
-        has_repeated = False
         for output in outputs:
             entry = self._open.get(output.request_id)
             if entry is None:
                 continue
-            if entry.repeated:
-                has_repeated = True
-                _leave_out(output, entry)
             if output.finish_reason is not None:
                 del self._open[output.request_id]
             elif output.new_token_ids:
                 entry.tokens += output.new_token_ids
                 entry.last = now
                 entry.first = entry.first or now
-        if not has_repeated:
-            return outputs
-        return [output for output in outputs if output.new_token_ids or output.finish_reason is not None]
 
     def drop(self, request_ids: Iterable[str]) -> None:
         """These are wanted no more."""
@@ -116,32 +107,18 @@ class TokenLog:
         return [self._continuation(entry) for entry in self._open.values()]
 
     def _continuation(self, entry: _Entry) -> Any:
-        entry.repeated = 0
         if not entry.tokens:
             return entry.request
         params = entry.request.sampling_params.clone()
         key = TOKENS
         if entry.decode_s < self._replay_s and (params.temperature < _GREEDY or params.seed is not None):
             key = REPLAY
-            entry.repeated = len(entry.tokens)
         params.extra_args = {**(params.extra_args or {}), key: list(entry.tokens)}
         # These went out with the first token.
         params.prompt_logprobs = None
         again = copy.copy(entry.request)
         again.sampling_params = params
         return again
-
-
-def _leave_out(output: Any, entry: _Entry) -> None:
-    """What of this piece has been handed on before."""
-    count = len(output.new_token_ids)
-    known = min(count, entry.repeated)
-    entry.repeated -= known
-    output.new_token_ids = output.new_token_ids[known:]
-    if output.new_logprobs is not None:
-        output.new_logprobs = (
-            output.new_logprobs.slice_request(known, count - known) if known < count else None
-        )
 
 
 def _can_be_asked_again(request: Any) -> bool:
