@@ -204,12 +204,14 @@ def _done(result: Any) -> Future[Any]:
 def _wait_for_members(wanted: set[str]) -> None:
     deadline = time.monotonic() + _JOIN_TIMEOUT_S
     joined: set[str] = set()
-    while joined != wanted:
-        if time.monotonic() > deadline:
-            missing = ", ".join(sorted(wanted - joined))
-            raise TimeoutError(f"{missing} did not join the cluster within {_JOIN_TIMEOUT_S:.0f} s")
-        time.sleep(_POLL_S)
+    while True:
         alive = {node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]} & wanted
         if alive != joined:
             joined = alive
             tell("phase", "cluster", f"{len(joined)} of {len(wanted)} members joined")
+        if joined == wanted:
+            return
+        if time.monotonic() > deadline:
+            missing = ", ".join(sorted(wanted - joined))
+            raise TimeoutError(f"{missing} did not join the cluster within {_JOIN_TIMEOUT_S:.0f} s")
+        time.sleep(_POLL_S)

@@ -16,6 +16,7 @@ class RayCpuPlatform(CpuPlatform):
     """A rank takes one "GPU" of its Ray node, which is how members offer CPU ranks (`ray start --num-gpus`)."""
 
     ray_device_key = "GPU"
+    _has_overrides = False
 
     @classmethod
     def check_and_update_config(cls, vllm_config: VllmConfig) -> None:
@@ -30,11 +31,17 @@ class RayCpuPlatform(CpuPlatform):
 
     @classmethod
     def register_triton_kernel_overrides(cls) -> None:
-        """As the base class, which looks at every attribute of every module and stumbles over llvmlite's library."""
+        """As the base class, which looks at every attribute of every module and stumbles over llvmlite's library.
+
+        Once: a rank that was forked from a process that has done it need not do it again.
+        """
+        if cls._has_overrides:
+            return
         # LMCache imports it, and ranks import LMCache's connector ahead of time.
         hidden = sys.modules.pop("llvmlite.binding.ffi", None)
         try:
             super().register_triton_kernel_overrides()
+            cls._has_overrides = True
         finally:
             if hidden is not None:
                 sys.modules["llvmlite.binding.ffi"] = hidden

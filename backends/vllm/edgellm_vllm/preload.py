@@ -21,6 +21,8 @@ def _import_rank_modules() -> None:
     share_one_device()
     if current_platform.is_cpu():
         import edgellm_vllm.worker
+
+        current_platform.register_triton_kernel_overrides()
     else:
         import vllm.v1.worker.gpu_worker  # noqa: F401
     resume_in_rank()
