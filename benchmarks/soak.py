@@ -149,7 +149,10 @@ def main() -> int:
             swarm.command("session open", "--model", "tiny", "--name", NAME, "--pp", "2", "--idle", "12h"),
             timeout_s=ASK_TIMEOUT_S,
         ).check()
-        registry = Registry(carol.runtime / f"edgellm-{os.getuid()}" / "s")
+        # Its files are where the requester's user has them, seen from outside.
+        registry = Registry(
+            carol.runtime / f"edgellm-{os.getuid()}" / "s", carol.home / ".local/state/edgellm/sessions"
+        )
         if session_state(registry, NAME).description is None:
             raise RuntimeError("the session does not answer")
         [meeting] = [process for process in swarm.meeting_point.processes if process.returncode is None]
