@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import errno
 import math
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence, Set
+from contextlib import suppress
 from typing import Any, TypeAlias
 from weakref import WeakValueDictionary
 
 import trio
 from libp2p.peer.id import ID
 from libp2p.peer.peerstore import PeerStoreError
+from libp2p.utils.dns_utils import resolve_multiaddr_with_retry
 from multiaddr import Multiaddr
 
 from edgellm.errors import NetworkError
@@ -25,6 +27,7 @@ STAGGER_S = 0.1  # head start of an address over the next one
 MAX_ADDRESSES = 16  # others tell us addresses: a lying one must not make us dial the world
 LOOKUP_TIMEOUT_S = 4.0  # for dials that the DHT asks for
 UNREACHABLE_S = 30.0  # for which the DHT does not try a peer again; `connect` always does
+RESOLVE_S = 3.0
 KNOWN_S = 7200  # how long an address that worked is remembered, as libp2p does with signed ones
 _MAX_UNREACHABLE = 1000
 
@@ -114,12 +117,13 @@ class Dialer:
                         candidates = [address for address in candidates if not _is_circuit(address)]
                     doubtful = [each for each in candidates if _is_circuit(each) and self.doubtful(each)]
                     trusted = [address for address in candidates if address not in doubtful]
+                    safe = frozenset(given) if named else frozenset()
                     if doubtful and trusted:
                         with trio.move_on_after(timeout_s / 2):
-                            await self._race(peer_id, trusted, failures)
+                            await self._race(peer_id, trusted, safe, failures)
                         trusted = []
                     if not there():
-                        await self._race(peer_id, [*trusted, *doubtful], failures)
+                        await self._race(peer_id, [*trusted, *doubtful], safe, failures)
         if not there():
             tried = "; ".join(f"{address}: {reason}" for address, reason in failures.items())
             raise NetworkError(
@@ -127,7 +131,13 @@ class Dialer:
                 remedy="check that the peer runs and that its address and port can be reached from here",
             )
 
-    async def _race(self, peer_id: ID, candidates: Iterable[Multiaddr], failures: dict[str, str]) -> None:
+    async def _race(
+        self,
+        peer_id: ID,
+        candidates: Iterable[Multiaddr],
+        safe: Set[Multiaddr],
+        failures: dict[str, str],
+    ) -> None:
         async with trio.open_nursery() as nursery:
 
             async def attempt(address: Multiaddr, over: trio.Event) -> None:
@@ -135,6 +145,8 @@ class Dialer:
                 try:
                     if _is_circuit(address) and self.dial_circuit is not None:
                         await self.dial_circuit(address, peer_id)
+                    elif _is_name(address) and address not in safe and self._leads_outside():
+                        await self._dial_name(address, peer_id)
                     else:
                         await self._dial(address, peer_id)
                 except Exception as error:  # noqa: BLE001 - any failure of one address is a failure of that address
@@ -149,6 +161,23 @@ class Dialer:
                 nursery.start_soon(attempt, address, over)
                 with trio.move_on_after(STAGGER_S):
                     await over.wait()
+
+    async def _dial_name(self, address: Multiaddr, peer_id: ID) -> None:
+        """As `_dial`, to what a name that a peer told stands for, where that is not this machine itself."""
+        found = await resolve_multiaddr_with_retry(address, max_retries=1, timeout_seconds=RESOLVE_S)
+        outside = [each for each in found or () if leads_outside(str(each))]
+        if not outside:
+            raise NetworkError("its name leads to no other machine")
+        # One at a time: that of a name several work is rare, and there are other addresses.
+        for each in outside[:-1]:
+            with suppress(Exception):
+                await self._dial(each, peer_id)
+                return
+        await self._dial(outside[-1], peer_id)
+
+    def _leads_outside(self) -> bool:
+        """Whether this node is to be reached from other machines. Peers of one machine alone meet nowhere else."""
+        return any(leads_outside(str(address)) for address in advertised(self._host.get_transport_addrs()))
 
     async def _dial(self, address: Multiaddr, peer_id: ID) -> None:
         """Connects from the port that routers are to keep open for this node, where it goes through one."""
@@ -174,8 +203,8 @@ class Dialer:
         own = {str(address) for address in self._host.get_transport_addrs()}
         suffix = f"/p2p/{peer_id}"
         bare = dict.fromkeys(text.removesuffix(suffix) for text in written((*given, *known)))
-        if any(leads_outside(str(address)) for address in advertised(self._host.get_transport_addrs())):
-            # No peer is to make a machine talk to its own services. Peers of one machine alone meet nowhere else.
+        if self._leads_outside():
+            # No peer is to make a machine talk to its own services.
             safe = {text.removesuffix(suffix) for text in written(given)} if named else set[str]()
             bare = {text: None for text in bare if text in safe or leads_outside(text)}
         usable = [
@@ -189,6 +218,10 @@ class Dialer:
 
 def _is_circuit(address: Multiaddr) -> bool:
     return "/p2p-circuit" in str(address)
+
+
+def _is_name(address: Multiaddr) -> bool:
+    return str(address).startswith("/dns")
 
 
 def _is_taken(error: BaseException) -> bool:

@@ -5,14 +5,21 @@ from __future__ import annotations
 import time
 
 from edgellm.errors import MembershipError, NetworkError
-from edgellm.p2p.identity import Identity
+from edgellm.p2p.identity import load_or_create_identity
 from edgellm.p2p.node import NodeConfig, open_node
 from edgellm.paths import Paths
 from edgellm.swarms.certificate import member_of
 from edgellm.swarms.exchange import Applicant
 from edgellm.swarms.invite import open_token
 from edgellm.swarms.seal import SECRET_BYTES
-from edgellm.swarms.store import SwarmHome, SwarmRecord, checked_swarm_name, keep_membership, swarms_of
+from edgellm.swarms.store import (
+    SwarmHome,
+    SwarmRecord,
+    applicants_key,
+    checked_swarm_name,
+    keep_membership,
+    swarms_of,
+)
 from edgellm.wire import swarm_pb2
 
 JOIN_TIMEOUT_S = 20.0
@@ -34,7 +41,8 @@ async def join_swarm(token: bytes, paths: Paths, who: str, name: str | None = No
                 remedy=f"to join anew: edgellm swarm leave {home.name}",
             )
     chosen = checked_swarm_name(paths, name or invite.name)
-    member, applicant = Identity.generate(), Applicant(token, who)
+    key = applicants_key(paths, invite.id)
+    member, applicant = load_or_create_identity(key), Applicant(token, who)
     config = NodeConfig(identity=member, listen=(), dht_server=False, doorkeeper=applicant)
     failure: NetworkError | None = None
     async with open_node(config) as network:
@@ -58,9 +66,11 @@ async def join_swarm(token: bytes, paths: Paths, who: str, name: str | None = No
     _check(joined, invite.swarm, member.peer)
     record = SwarmRecord(invite.swarm, joined.secret, invite.issuer, invite.addresses)
     bootstrap = [address for address in joined.bootstrap if "/p2p/" in address and len(address) < 512]
-    return keep_membership(
+    home = keep_membership(
         paths, chosen, record, member, joined.certificate, tuple(bootstrap[:MAX_BOOTSTRAP])
     )
+    key.unlink()
+    return home
 
 
 def _check(joined: swarm_pb2.Joined, swarm: str, peer: str) -> None:

@@ -101,6 +101,23 @@ async def test_an_invite_is_all_that_it_takes(swarm: PrivateSwarm) -> None:
             assert host.peer in {found.peer for found in await asker.find_providers(HOSTS_KEY)}
 
 
+async def test_an_answer_that_is_lost_costs_no_use(
+    swarm: PrivateSwarm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lost(*_: object) -> None:
+        raise NetworkError("the answer is lost")
+
+    async with node(swarm.maker):
+        token = await invite(swarm)
+        with monkeypatch.context() as patch, pytest.raises(NetworkError):
+            patch.setattr("edgellm.swarms.join.keep_membership", lost)
+            await join_swarm(token, swarm.paths("bob"), "bob")
+        await join_swarm(token, swarm.paths("bob"), "bob")
+        assert [path.name for path in (swarm.paths("bob").state / "swarms").iterdir()] == ["lab"]
+        with swarm.maker.changing_ledger() as ledger:
+            assert len(ledger.members) == 2
+
+
 async def test_a_stranger_gets_nothing_and_is_cut_within_a_second(swarm: PrivateSwarm) -> None:
     async with node(swarm.maker) as maker:
         await maker.provide(HOSTS_KEY)

@@ -110,6 +110,29 @@ async def test_no_peer_makes_a_machine_dial_itself() -> None:
     assert swarm.tried == [DIRECT]
 
 
+async def test_a_name_that_a_peer_tells_is_no_way_in_either(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = {
+        "/dns4/inward.example/tcp/22": [LOOPBACK, "/ip4/169.254.169.254/tcp/80"],
+        "/dns4/both.example/tcp/4001": [LOOPBACK, DIRECT],
+        "/dns4/nobody.example/tcp/4001": None,
+    }
+
+    async def resolve(name: Multiaddr, **_: object) -> list[Multiaddr] | None:
+        found = names[str(name)]
+        return None if found is None else [Multiaddr(address) for address in found]
+
+    monkeypatch.setattr("edgellm.p2p.dialer.resolve_multiaddr_with_retry", resolve)
+    swarm = Swarm(set())
+    own = "/ip4/192.168.1.2/tcp/4001"
+    with pytest.raises(NetworkError, match="its name leads to no other machine"):
+        await dialer(swarm, own).connect(PEER, list(names))
+    assert swarm.tried == [DIRECT]
+    swarm = Swarm(set())
+    with pytest.raises(NetworkError):
+        await dialer(swarm, own).connect(PEER, list(names), named=True)
+    assert swarm.tried == list(names)
+
+
 async def test_its_user_may_and_peers_of_one_machine_alone_do() -> None:
     swarm = Swarm({LOOPBACK})
     await dialer(swarm, "/ip4/192.168.1.2/tcp/4001").connect(PEER, [LOOPBACK], named=True)

@@ -106,6 +106,7 @@ async def test_a_host_that_survives_keeps_its_cell(tmp_path: Path) -> None:
         addresses = [member.address.rpartition(".")[2] for member in cluster.cluster.plan.members]
         assert addresses[0] == "1"
         assert "4" in addresses
+        assert [load.stall_s for load in it.script.loads] == [5.0, 5.0]
 
 
 @asynccontextmanager
@@ -136,6 +137,8 @@ async def test_a_spare_takes_the_place_of_a_host_that_is_lost(tmp_path: Path) ->
         await until(lambda: it.phases("spare") == ["spare"] * 2)
         (after,) = cluster.cluster.plan.spares
         assert after.peer not in {spare.peer, lost.peer}
+        # A rank's silence is judged sooner, too.
+        assert [load.stall_s for load in it.script.loads] == [2.5, 2.5]
 
 
 async def test_a_spare_that_is_lost_interrupts_nothing_and_is_replaced(tmp_path: Path) -> None:
