@@ -65,17 +65,24 @@ def is_loopback(host: str) -> bool:
 def leads_outside(multiaddr: str) -> bool:
     """Whether an address that others tell leads to another machine: not to the one that dials it (its loopback), nor to
     something of its own link that is no peer (a cloud's metadata service). Of one through a relay the relay's counts.
+
+    A name's is not known yet: see `is_name`. Of other shapes none does: libp2p dials the last of several addresses in one.
     """
-    parts = multiaddr.split("/")
-    if parts[1:2] not in (["ip4"], ["ip6"]):
+    way = without_peer(multiaddr.partition("/p2p-circuit")[0])
+    if not way or is_name(way):
         return True
-    try:
-        ip = ipaddress.ip_address(parts[2])
-    except (ValueError, IndexError):
+    if (endpoint := ip_endpoint(way)) is None:
         return False
+    ip = ipaddress.ip_address(endpoint[0])
     if isinstance(ip, ipaddress.IPv6Address) and ip.ipv4_mapped is not None:
         ip = ip.ipv4_mapped
     return not (ip.is_loopback or ip.is_link_local or ip.is_unspecified or ip.is_multicast)
+
+
+def is_name(multiaddr: str) -> bool:
+    """Whether it is `/dns/<name>/tcp/<port>` (or dns4, dns6)."""
+    parts = without_peer(multiaddr).split("/")
+    return len(parts) == 5 and parts[1] in ("dns", "dns4", "dns6") and parts[3] == "tcp"
 
 
 def tcp_multiaddr(host: str, port: int) -> str:

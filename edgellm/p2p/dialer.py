@@ -20,7 +20,7 @@ from libp2p.utils.dns_utils import resolve_multiaddr_with_retry
 from multiaddr import Multiaddr
 
 from edgellm.errors import NetworkError
-from edgellm.p2p.addresses import advertised, ip_endpoint, is_public, leads_outside, written
+from edgellm.p2p.addresses import advertised, ip_endpoint, is_name, is_public, leads_outside, written
 from edgellm.p2p.connections import LISTENING_PORT, is_relayed
 
 STAGGER_S = 0.1  # head start of an address over the next one
@@ -28,6 +28,7 @@ MAX_ADDRESSES = 16  # others tell us addresses: a lying one must not make us dia
 LOOKUP_TIMEOUT_S = 4.0  # for dials that the DHT asks for
 UNREACHABLE_S = 30.0  # for which the DHT does not try a peer again; `connect` always does
 RESOLVE_S = 3.0
+MAX_OF_NAME = 4
 KNOWN_S = 7200  # how long an address that worked is remembered, as libp2p does with signed ones
 _MAX_UNREACHABLE = 1000
 
@@ -145,7 +146,7 @@ class Dialer:
                 try:
                     if _is_circuit(address) and self.dial_circuit is not None:
                         await self.dial_circuit(address, peer_id)
-                    elif _is_name(address) and address not in safe and self._leads_outside():
+                    elif is_name(str(address)) and address not in safe and self._leads_outside():
                         await self._dial_name(address, peer_id)
                     else:
                         await self._dial(address, peer_id)
@@ -165,7 +166,9 @@ class Dialer:
     async def _dial_name(self, address: Multiaddr, peer_id: ID) -> None:
         """As `_dial`, to what a name that a peer told stands for, where that is not this machine itself."""
         found = await resolve_multiaddr_with_retry(address, max_retries=1, timeout_seconds=RESOLVE_S)
-        outside = [each for each in found or () if leads_outside(str(each))]
+        # It may also be what it was asked for, or another name.
+        outside = [each for each in found or () if ip_endpoint(str(each)) and leads_outside(str(each))]
+        outside = outside[:MAX_OF_NAME]
         if not outside:
             raise NetworkError("its name leads to no other machine")
         # One at a time: that of a name several work is rare, and there are other addresses.
@@ -218,10 +221,6 @@ class Dialer:
 
 def _is_circuit(address: Multiaddr) -> bool:
     return "/p2p-circuit" in str(address)
-
-
-def _is_name(address: Multiaddr) -> bool:
-    return str(address).startswith("/dns")
 
 
 def _is_taken(error: BaseException) -> bool:

@@ -50,7 +50,10 @@ LOOK_S = 1.0
 OWN_WORD_S = 0.3
 """How long a host may take to say why a rank of its is gone."""
 STALL_SHARE = 1.25
-"""Of the silence after which a host is taken for lost: that of a rank, which is asked only once its step takes long."""
+"""Of the silence after which a host is taken for lost: that of a rank, which is asked only once its step takes long.
+
+Not less while a spare stands by, as a host's is: what the engine was loaded with stays, and the spare may not.
+"""
 MAX_FAILED_LOADS = 6
 """In a row."""
 STABLE_S = 10.0
@@ -395,7 +398,7 @@ class Keeper:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._raise_loss, seats)
                 async with loss_explained():
-                    load = replace(self.load, stall_s=STALL_SHARE * self._quickest_s)
+                    load = replace(self.load, stall_s=STALL_SHARE * self.silence_s)
                     await self.head.load(plan, seats.stages, load, self.on_progress)
                 nursery.cancel_scope.cancel()
         # What the engine noticed of members that are gone.
@@ -473,15 +476,11 @@ class Keeper:
             with trio.move_on_after(LOOK_S):
                 await self.leases.told()
 
-    @property
-    def _quickest_s(self) -> float:
-        """Of silence. To be wrong about a host's death costs a second where a spare stands by, and far more where none does."""
-        return self.silence_s / 2 if self.spares else self.silence_s
-
     def _silence_s(self) -> float:
+        """To be wrong about a host's death costs a second where a spare stands by, and far more where none does."""
         is_mended = self._cluster is not None and not self._cluster.recovering
         has_spare = any(lease.has_joined for lease in self._spare_leases())
-        return self._quickest_s if is_mended and has_spare else self.silence_s
+        return self.silence_s / 2 if is_mended and has_spare else self.silence_s
 
     async def _enlist(self) -> bool:
         """One more spare; whether there was one to be had."""

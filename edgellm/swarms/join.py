@@ -41,7 +41,7 @@ async def join_swarm(token: bytes, paths: Paths, who: str, name: str | None = No
                 remedy=f"to join anew: edgellm swarm leave {home.name}",
             )
     chosen = checked_swarm_name(paths, name or invite.name)
-    key = applicants_key(paths, invite.id)
+    key = applicants_key(paths, invite.swarm, invite.id)
     member, applicant = load_or_create_identity(key), Applicant(token, who)
     config = NodeConfig(identity=member, listen=(), dht_server=False, doorkeeper=applicant)
     failure: NetworkError | None = None
@@ -69,7 +69,7 @@ async def join_swarm(token: bytes, paths: Paths, who: str, name: str | None = No
     home = keep_membership(
         paths, chosen, record, member, joined.certificate, tuple(bootstrap[:MAX_BOOTSTRAP])
     )
-    key.unlink()
+    key.unlink(missing_ok=True)
     return home
 
 

@@ -214,13 +214,13 @@ def keep_membership(
     return swarm_home(paths, name)
 
 
-def applicants_key(paths: Paths, invite: str) -> Path:
+def applicants_key(paths: Paths, swarm: str, invite: str) -> Path:
     """Where the key lies with which this machine asks for the membership of an invite, until it has it.
 
     An issuer whose answer was lost gives the same peer the same again, and counts it once.
     """
     (paths.state / "swarms").mkdir(mode=0o700, exist_ok=True)
-    return paths.state / "swarms" / f".{invite}.key"
+    return paths.state / "swarms" / f".{swarm}.{invite}.key"
 
 
 def write_private(path: Path, content: bytes) -> None:

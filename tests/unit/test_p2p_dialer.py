@@ -100,6 +100,12 @@ INWARD = (
     "/ip4/0.0.0.0/tcp/22",
     "/ip4/169.254.169.254/tcp/80",
     f"{LOOPBACK}/p2p/{RELAY}/p2p-circuit",
+    # libp2p dials the last of them.
+    f"{DIRECT}{LOOPBACK}",
+    f"{DIRECT}{LOOPBACK}/p2p/{RELAY}/p2p-circuit",
+    "/ip6zone/eth0/ip6/::1/tcp/22",
+    "/dns4/a.example/tcp/22/ip4/127.0.0.1",
+    "/dnsaddr/a.example",
 )
 
 
@@ -115,6 +121,8 @@ async def test_a_name_that_a_peer_tells_is_no_way_in_either(monkeypatch: pytest.
         "/dns4/inward.example/tcp/22": [LOOPBACK, "/ip4/169.254.169.254/tcp/80"],
         "/dns4/both.example/tcp/4001": [LOOPBACK, DIRECT],
         "/dns4/nobody.example/tcp/4001": None,
+        "/dns4/later.example/tcp/22": ["/dns4/later.example/tcp/22"],
+        "/dns/two.example/tcp/22": ["/dns/inward.example/tcp/22", f"{DIRECT}{LOOPBACK}"],
     }
 
     async def resolve(name: Multiaddr, **_: object) -> list[Multiaddr] | None:

@@ -83,6 +83,14 @@ def test_what_depends_on_bits_is_computed_one_by_one() -> None:
     assert [tokens_so_far(it.sampling_params, REPLAY) for it in log.continuations()] == [[1, 2, 3], []]
 
 
+def test_nobody_else_says_what_was_answered() -> None:
+    log = TokenLog()
+    asked = Request("a", Params({"kv": 1, TOKENS: [999_999], REPLAY: [7]}, temperature=0))
+    log.add(asked)
+    assert asked.sampling_params == Params({"kv": 1}, temperature=0)
+    log.add(Request("no params", None))
+
+
 def test_what_took_long_is_computed_at_once() -> None:
     log = TokenLog(replay_s=0.05)
     log.add(Request("a", Params(temperature=0)))

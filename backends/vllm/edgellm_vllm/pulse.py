@@ -22,7 +22,7 @@ _ASK, _WORKS, _IDLE = b"?", b"w", b"i"
 _KEY_BYTES = 16
 _CONNECT_TIMEOUT_S = 10.0
 _TICK_S = 0.25
-_LATE_S = 1.0
+_LATE_S = 0.5
 
 Lost = Callable[[int | None, str], None]
 """Of which rank (None: of one that is not known), and why."""

@@ -97,6 +97,8 @@ class SeededDraws(torch.Generator):
 
     _seed: int
     _tokens: list[int]
+    _known: tuple[int, torch.Tensor] | None = None
+    """The state after so many tokens."""
 
     @classmethod
     def after(cls, seed: int, tokens: list[int]) -> SeededDraws:
@@ -112,10 +114,14 @@ class SeededDraws(torch.Generator):
 
     def set_offset(self, offset: int) -> None:
         """To where it is after the tokens that there are."""
+        if self._known is not None and self._known[0] == len(self._tokens):
+            self.set_state(self._known[1])
+            return
         self.manual_seed(self._seed)
         # One by one, as they were drawn: many at once may be drawn in another way.
         for _ in self._tokens:
             torch.randint(0, _SEEDS_BELOW, (1,), generator=self, dtype=torch.long)
+        self._known = len(self._tokens), self.get_state()
 
 
 class ResumedRequestState(CachedRequestState):

@@ -24,6 +24,7 @@ TOKENS = "edgellm_tokens_so_far"
 """Key in `extra_args`: to be computed at once."""
 REPLAY = "edgellm_tokens_again"
 """Key in `extra_args`: to be computed one by one."""
+_OURS = frozenset((TOKENS, REPLAY))
 REPLAY_S = 2.0
 
 MAX_FRUITLESS = 4
@@ -61,7 +62,12 @@ class TokenLog:
         return request_id in self._open
 
     def add(self, request: Any) -> None:
-        """A request to the engine (vLLM's EngineCoreRequest)."""
+        """A request to the engine (vLLM's EngineCoreRequest); from now on it has no tokens but those that the engine makes."""
+        # Over HTTP anybody may say anything in `extra_args`.
+        if (extra := getattr(request.sampling_params, "extra_args", None)) and not extra.keys().isdisjoint(
+            _OURS
+        ):
+            request.sampling_params.extra_args = {key: extra[key] for key in extra if key not in _OURS}
         # One that is made to be aborted at once, and further input of a session, are nothing to go on with.
         if not request.abort_immediately and request.request_id not in self._open:
             self._open[request.request_id] = _Entry(request)
