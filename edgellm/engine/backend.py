@@ -3,11 +3,12 @@
 A backend object is light: the node calls it, so it never imports the engine. It only says which command, which
 environment and which files one member of a cluster needs; the command, inside the cell, is the engine.
 
-Every member's command prints events, one JSON object a line, on stdout, and everything else on stderr:
-`{"event": "phase", "name": ..., "detail": ...}`, then `{"event": "serving"}` (head: gRPC answers on
-`socket_path`) or `{"event": "joined"}` (worker), or `{"event": "failed", "detail": ...}` before it exits non-zero. A head that
-notices by itself that a member is lost prints `{"event": "lost", "detail": ..., "address": ...}` (the address is "" where it is
-not known) and is then suspended; of one that became far slower than it was, `{"event": "slow", "detail": ..., "address": ...}`.
+Every member's command prints events, one JSON object a line, on stdout, and everything else on stderr: `{"event": "phase",
+"name": ..., "detail": ...}`, then `{"event": "serving"}` (head: gRPC answers on `socket_path`) or `{"event": "joined"}`
+(worker; on standby then `{"event": "warm"}`, once it can run a stage without delay), or `{"event": "failed", "detail": ...}`
+before it exits non-zero. A head that notices by itself that a member is lost prints `{"event": "lost", "detail": ...,
+"address": ...}` (the address is "" where it is not known) and is then suspended; of one that became far slower than it was,
+`{"event": "slow", "detail": ..., "address": ...}`.
 """
 
 from __future__ import annotations

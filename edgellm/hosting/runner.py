@@ -46,8 +46,8 @@ class _RunningCell:
             match event.get("event"):
                 case "phase":
                     yield CellNews(str(event.get("name", "")), str(event.get("detail", "")))
-                case "joined":
-                    yield CellNews("joined")
+                case "joined" | "warm" as said:
+                    yield CellNews(said)
                 case "tokens":
                     self._counted(tokens_said(event))
                 case "failed":

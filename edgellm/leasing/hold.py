@@ -92,6 +92,8 @@ class HeldLease:
     """Why it is one no longer."""
     has_joined: bool = False
     """Whether its member has said that it is in the cluster."""
+    is_warm: bool = False
+    """Whether it has said that it can run a stage at once."""
     ends_at: float | None = None
     """When its host, which is draining, will end it, in seconds of Unix time."""
 
@@ -165,7 +167,7 @@ class Leases:
             await changed.wait()
 
     async def told(self) -> None:
-        """Returns when a lease has been lost, or a host has said that its member joined or that it is draining."""
+        """Returns when a lease has been lost, or a host has said that its member joined or is warm, or that it is draining."""
         await self._changed.wait()
 
     async def _keep(self, lease: HeldLease) -> None:
@@ -211,8 +213,9 @@ class Leases:
                     item = News(
                         peer, name, one_line(message.event.phase, 64), one_line(message.event.detail, 500)
                     )
-                    if item.phase == "joined":
+                    if item.phase in ("joined", "warm"):
                         lease.has_joined = True
+                        lease.is_warm = lease.is_warm or item.phase == "warm"
                         self._tell()
                 case "draining":
                     lease.ends_at = message.draining.deadline_unix_ms / 1000 or None

@@ -80,6 +80,8 @@ class Cluster:
     recoveries: int = 0
     lenders: int = 0
     """Hosts that lend to it now, spares included."""
+    standing_by: Callable[[], tuple[str, ...]] = lambda: ()
+    """Peers that can take the place of one that is lost at once. A spare in its plan that is not among them comes up yet."""
 
     @property
     def engine(self) -> EngineClient:
@@ -251,6 +253,9 @@ class Keeper:
             if lease in self.leases.held and (lease.ends_at is not None or lease in self._slow)
         )
 
+    def _standing_by(self) -> tuple[str, ...]:
+        return tuple(lease.wish.host.peer for lease in self._spare_leases() if lease.is_warm)
+
     def _spare_leases(self) -> tuple[HeldLease, ...]:
         seated = self._seats.leases if self._seats is not None else ()
         return tuple(lease for lease in self.leases.held if lease not in seated and lease.ends_at is None)
@@ -409,7 +414,7 @@ class Keeper:
             # One that is there broke at once: what the engine said of it was among that, and it will not say so again.
             raise EngineError("the engine lost a member as soon as it was loaded")
         if self._cluster is None:
-            self._cluster = Cluster(plan, seats.stages, self.head)
+            self._cluster = Cluster(plan, seats.stages, self.head, standing_by=self._standing_by)
         self._cluster.plan, self._cluster.stages = plan, seats.stages
         self._cluster.lenders = len(self.leases.held)
 
@@ -479,7 +484,7 @@ class Keeper:
     def _silence_s(self) -> float:
         """To be wrong about a host's death costs a second where a spare stands by, and far more where none does."""
         is_mended = self._cluster is not None and not self._cluster.recovering
-        has_spare = any(lease.has_joined for lease in self._spare_leases())
+        has_spare = bool(self._standing_by())
         return self.silence_s / 2 if is_mended and has_spare else self.silence_s
 
     async def _enlist(self) -> bool:
@@ -502,7 +507,7 @@ class Keeper:
             await self.leases.release(fresh, "the requester needs it otherwise")
             raise
         self.cluster.lenders = len(self.leases.held)
-        self.on_progress(Progress(spare.name, "spare", "stands by"))
+        self.on_progress(Progress(spare.name, "spare", "comes up, to stand by"))
         return True
 
 

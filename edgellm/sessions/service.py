@@ -72,9 +72,7 @@ class SessionService(session_pb2_grpc.SessionServicer):
             description.predicted_prefill_tok_s = plan.prediction.prefill_tok_s
             cluster = opened.cluster
             description.recovering, description.recoveries = cluster.recovering, cluster.recoveries
-            description.spares.extend(
-                opened.names.get(spare.peer, spare.peer[-8:]) for spare in cluster.plan.spares
-            )
+            description.spares.extend(opened.names.get(peer, peer[-8:]) for peer in cluster.standing_by())
             for stage in plan.stages:
                 description.stages.add(
                     peer=stage.peer,

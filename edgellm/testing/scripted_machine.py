@@ -76,6 +76,7 @@ class ScriptedMachine:
                     stack.enter_context(scripted_engine(socket, self.script))
                 else:
                     cell.say.send_nowait({"event": "joined"})
+                    cell.say.send_nowait({"event": "warm"})
                 if (blocks := directory / BLOCKS_SOCKET).exists():
                     self.block_sockets.append(blocks)
                     stack.callback(self.block_sockets.remove, blocks)

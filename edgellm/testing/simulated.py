@@ -152,6 +152,7 @@ class SimulatedMachine:
         self.cells.append(cell)
         if own is not plan.head:
             cell.say.send_nowait({"event": "joined"})
+            cell.say.send_nowait({"event": "warm"})
         in_force = plan
 
         async def amend(amended: ClusterPlan) -> None:

@@ -55,6 +55,8 @@ def running() -> Iterator[Cluster]:
     with cluster([1, 1, 1], MODEL, standby=True) as members:
         wait_for_event(members, 0, "serving", 60)
         load(members, FROM_1_TO_2)
+        for member in (1, 2, 3):
+            wait_for_event(members, member, "warm", 60)
         yield members
 
 

@@ -58,6 +58,7 @@ async def hold(
         recovering="",
         recoveries=0,
         lenders=2,
+        standing_by=lambda: (),
     )
     opened = SimpleNamespace(
         cluster=cluster,

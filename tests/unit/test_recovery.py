@@ -123,6 +123,8 @@ async def test_a_spare_takes_the_place_of_a_host_that_is_lost(tmp_path: Path) ->
     ):
         await until(lambda: it.phases("spare") == ["spare"])
         (spare,) = cluster.cluster.plan.spares
+        # Not before its member has said that it can run a stage at once.
+        await until(lambda: cluster.cluster.standing_by() == (spare.peer,))
         seated = {stage.name for stage in cluster.cluster.stages.stages}
         lost = cluster.cluster.stages.stages[1]
         asked = len(it.phases("discover"))

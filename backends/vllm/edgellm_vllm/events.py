@@ -28,6 +28,10 @@ class EventStream:
         """Worker: this machine is a node of the head's cluster."""
         self._write("joined")
 
+    def warm(self) -> None:
+        """Worker on standby: all is there that its next ranks need."""
+        self._write("warm")
+
     def lost(self, detail: str, address: str) -> None:
         """Head: the engine noticed by itself that a member is gone ("": not known which), and is suspended."""
         self._write("lost", detail=detail, address=address)

@@ -13,6 +13,8 @@ import sys
 
 SOCKET_VARIABLE = "EDGELLM_VLLM_FORK_SERVER"
 ACCEPTED = b"+"
+READY = "ready"
+"""A file beside the server's socket, once it has imported all that a rank needs."""
 
 
 def _program(arguments: list[str]) -> list[str]:

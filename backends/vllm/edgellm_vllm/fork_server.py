@@ -18,9 +18,10 @@ import signal
 import socket
 import sys
 import traceback
+from pathlib import Path
 from typing import Any
 
-from edgellm_vllm.fork_client import ACCEPTED, SOCKET_VARIABLE
+from edgellm_vllm.fork_client import ACCEPTED, READY, SOCKET_VARIABLE
 
 _PR_SET_PDEATHSIG = 1
 _NO_JOB = "ffffffff"
@@ -45,6 +46,7 @@ def main() -> None:
         # A thread does not come along, but the locks that it holds do.
         raise RuntimeError("an import has started a thread: workers cannot be forked from here")
     gc.freeze()
+    Path(os.environ[SOCKET_VARIABLE]).with_name(READY).touch()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     while True:
         connection, _ = listener.accept()

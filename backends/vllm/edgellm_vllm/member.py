@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 from edgellm_vllm.events import EventStream
-from edgellm_vllm.fork_client import SOCKET_VARIABLE
+from edgellm_vllm.fork_client import READY, SOCKET_VARIABLE
 from edgellm_vllm.kv.server import kv_server
 from edgellm_vllm.kv.settings import profiles_variable, settings_from
 from edgellm_vllm.ray_node import ray_node, wait_until_answers, worker_arguments
@@ -38,7 +38,7 @@ async def _join(options: argparse.Namespace, events: EventStream) -> None:
     async with (
         _kv_sharing(address, options.device_kind),
         reported(events),
-        _fork_server() if forks else contextlib.nullcontext(),
+        _fork_server() if forks else contextlib.nullcontext() as ready,
         ray_node(worker_arguments(address, head, devices, ahead)) as node,
     ):
         events.phase("head", f"wait for {head}")
@@ -56,12 +56,24 @@ async def _join(options: argparse.Namespace, events: EventStream) -> None:
             raise JoinError(f"Ray did not join {head} within {_JOIN_TIMEOUT_S:.0f} s")
         if started.done():
             events.joined()
+        if started.done() and options.standby:
+            await asyncio.wait(
+                {ended, asyncio.create_task(_warm(ready))}, return_when=asyncio.FIRST_COMPLETED
+            )
+            if not ended.done():
+                events.warm()
         raise JoinError(f"Ray ended with status {await ended}")
 
 
+async def _warm(ready: Path | None) -> None:
+    """Returns when ranks can be forked, where they are."""
+    if ready is not None:
+        await _until_there(ready)
+
+
 @contextlib.asynccontextmanager
-async def _fork_server() -> AsyncIterator[None]:
-    """What Ray's workers on this member come from."""
+async def _fork_server() -> AsyncIterator[Path]:
+    """What Ray's workers on this member come from; a file that is there once they come at once."""
     with tempfile.TemporaryDirectory(prefix="edgellm-workers-") as directory:
         os.environ[SOCKET_VARIABLE] = str(Path(directory) / "socket")
         process = await asyncio.create_subprocess_exec(
@@ -73,7 +85,7 @@ async def _fork_server() -> AsyncIterator[None]:
                 await asyncio.wait_for(
                     _until_there(Path(os.environ[SOCKET_VARIABLE])), _FORK_SERVER_TIMEOUT_S
                 )
-            yield
+            yield Path(directory) / READY
         finally:
             with contextlib.suppress(ProcessLookupError):
                 process.kill()
