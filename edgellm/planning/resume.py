@@ -62,6 +62,15 @@ def as_held(candidates: Sequence[Candidate], held: Sequence[Held]) -> tuple[Cand
     return tuple(narrowed(candidate) for candidate in candidates)
 
 
+def in_turn(candidates: Sequence[Candidate], avoided: Sequence[str]) -> tuple[tuple[Candidate, ...], ...]:
+    """Whom to choose among: first without all peers that are avoided, then with one more of them each time, in their order."""
+    there = [peer for peer in avoided if any(candidate.peer == peer for candidate in candidates)]
+    return tuple(
+        tuple(candidate for candidate in candidates if candidate.peer not in there[count:])
+        for count in range(len(there) + 1)
+    )
+
+
 def still_asked(request: PlanRequest, candidates: Sequence[Candidate]) -> PlanRequest:
     """The request without those of its peers that are not there any more; as it is where none of them is left."""
     left = tuple(

@@ -35,7 +35,7 @@ from edgellm.leasing.hold import HeldLease, Leases, LeasesRefused
 from edgellm.p2p.network import Network, PeerAddress
 from edgellm.planning.eligible import asked_peers
 from edgellm.planning.plan import make_plan
-from edgellm.planning.resume import Held, as_held, refilled, spare_for, still_asked
+from edgellm.planning.resume import Held, as_held, in_turn, refilled, spare_for, still_asked
 from edgellm.requester.discover import Lent, Offers
 from edgellm.requester.lease import by_stage, lease_plan, spare_wish, wishes
 from edgellm.types.plan import Candidate, ClusterPlan, PlanRequest, StagePlan
@@ -296,6 +296,9 @@ class Keeper:
                         # Loading takes its time, and is not what patience is for.
                         failed_loads += 1
                         looking_since = trio.current_time()
+                    if are_found and anew and (suspect := self._suspect()) is not None:
+                        # Perhaps two of them do not reach each other: with somebody else in the place of each in turn they do.
+                        self._avoid[suspect.wish.host.peer] = trio.current_time() + AVOID_S
                     if (
                         failed_loads == MAX_FAILED_LOADS
                         or trio.current_time() > looking_since + self.patience_s
@@ -332,7 +335,9 @@ class Keeper:
         self.on_progress(Progress("", "discover", self.request.model))
         lent = {lease.wish.host.peer: Lent(lease.devices, lease.wish.terms.memory_bytes) for lease in held}
         offers = await self.discover(lent)
-        for candidates in self._choices(offers.candidates, with_avoided):
+        # One that was lost lately and only restarted is better than none.
+        choices = in_turn(offers.candidates, self._avoided())
+        for candidates in choices if with_avoided else choices[:1]:
             request = still_asked(self.request, candidates)
             if not anew and (seats := await self._extended(request, before, candidates, offers, held)):
                 return seats
@@ -347,20 +352,11 @@ class Keeper:
         make_plan(still_asked(self.request, offers.candidates), offers.candidates)
         raise PlanError(f"no other host can run {self.request.model} now")
 
-    def _choices(
-        self, candidates: tuple[Candidate, ...], with_avoided: bool
-    ) -> tuple[tuple[Candidate, ...], ...]:
-        """First without those that were lost lately, then with them: one that only restarted is better than none."""
-        avoided = self._avoided()
-        trusted = tuple(candidate for candidate in candidates if candidate.peer not in avoided)
-        if len(trusted) == len(candidates) or not with_avoided:
-            return (trusted,)
-        return (trusted, candidates)
-
-    def _avoided(self) -> set[str]:
+    def _avoided(self) -> list[str]:
+        """Peers that were lost lately, the last one last: whose fault it was is not always known, then that says a little."""
         now = trio.current_time()
         self._avoid = {peer: until for peer, until in self._avoid.items() if until > now}
-        return set(self._avoid)
+        return sorted(self._avoid, key=self._avoid.__getitem__)
 
     async def _extended(
         self,
@@ -495,7 +491,9 @@ class Keeper:
         taken = {lease.wish.host.peer for lease in self.leases.held}
         # One that was lost lately is better than none here, too: nothing depends on a spare.
         find = partial(spare_for, seats.stages, offers.candidates, asked=self.request.peers)
-        spare = find(taken=taken | self._avoided()) or find(taken=taken)
+        avoided = self._avoided()
+        tries = (find(taken=taken.union(avoided[count:])) for count in range(len(avoided) + 1))
+        spare = next((found for found in tries if found is not None), None)
         if spare is None:
             return False
         wish = spare_wish(spare, seats.stages, self.head.alone.cluster, offers.hosts[spare.peer])

@@ -42,6 +42,8 @@ class Script:
     loads: list[backend_pb2.LoadRequest] = field(default_factory=list)
     liars: frozenset[str] = frozenset()
     """Peers in whose clusters every token comes out wrong."""
+    apart: frozenset[str] = frozenset()
+    """Peers that do not reach each other: no engine can be loaded over all of them."""
     members: dict[str, str] = field(default_factory=dict)
     """Peers of the last plan by their addresses; kept by `ScriptedMachine`."""
     suspends: int = 0
@@ -74,6 +76,8 @@ class ScriptedEngine(backend_pb2_grpc.BackendServicer):
         peers = {self._script.members.get(address, "") for address in self._addresses}
         self._lies = not self._script.liars.isdisjoint(peers)
         time.sleep(self._script.load_s)
+        if self._script.apart and self._script.apart <= peers:
+            context.abort(grpc.StatusCode.INTERNAL, "a rank ended")
         if self._script.fail_load:
             context.abort(grpc.StatusCode.INTERNAL, self._script.fail_load)
         ranks = [

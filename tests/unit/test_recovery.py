@@ -116,6 +116,20 @@ async def opened(it: Swarm, wanted: Wanted) -> AsyncIterator[OpenedCluster]:
         yield cluster
 
 
+async def test_members_that_do_not_reach_each_other_are_parted(tmp_path: Path) -> None:
+    async with (
+        swarm(tmp_path, "alice", "bob", "carol", "dave", "erin") as it,
+        opened(it, Wanted(pipeline_parallel=3)) as cluster,
+    ):
+        *apart, lost = (stage.peer for stage in cluster.cluster.stages.stages)
+        it.script.apart = frozenset(apart)
+        it.hub.kill(lost)
+        await until(lambda: it.phases("resumed") == ["resumed"], 20)
+        seated = {stage.peer for stage in cluster.cluster.stages.stages}
+        assert len(seated) == 3
+        assert not it.script.apart <= seated
+
+
 async def test_a_spare_takes_the_place_of_a_host_that_is_lost(tmp_path: Path) -> None:
     async with (
         swarm(tmp_path, "alice", "bob", "carol", "dave") as it,

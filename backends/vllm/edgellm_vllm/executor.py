@@ -66,6 +66,13 @@ class PlacedRayExecutor(RayExecutorV2):
             self._reserve(self._addresses)
             tell("phase", "workers", "start the ranks and load their layers")
             super()._init_executor()
+        except ray.exceptions.ActorDiedError as error:
+            tell(
+                "failed",
+                "a rank ended while it was being made, as it does when it cannot reach the others",
+                str(error),
+            )
+            raise
         except Exception as error:
             tell("failed", type(error).__name__, str(error))
             raise
