@@ -220,6 +220,7 @@ async def test_what_a_cell_says_and_what_passes_its_network_is_counted(tmp_path:
                 news = cell.news()
                 assert (await anext(news)).phase == "cell"
                 assert (await anext(news)).phase == "joined"
+                assert (await anext(news)).phase == "warm"
                 for count in (100, 250, -7, "9999", 1 << 70):
                     machine.cells[0].say.send_nowait({"event": "tokens", "count": count})
                 machine.cells[0].say.send_nowait({"event": "phase", "name": "step"})
