@@ -10,7 +10,6 @@ import contextlib
 import math
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 
 import structlog
@@ -490,10 +489,9 @@ class Keeper:
         offers = await self.discover({})
         taken = {lease.wish.host.peer for lease in self.leases.held}
         # One that was lost lately is better than none here, too: nothing depends on a spare.
-        find = partial(spare_for, seats.stages, offers.candidates, asked=self.request.peers)
-        avoided = self._avoided()
-        tries = (find(taken=taken.union(avoided[count:])) for count in range(len(avoided) + 1))
-        spare = next((found for found in tries if found is not None), None)
+        choices = in_turn(offers.candidates, self._avoided())
+        found = (spare_for(seats.stages, among, taken=taken, asked=self.request.peers) for among in choices)
+        spare = next((held for held in found if held is not None), None)
         if spare is None:
             return False
         wish = spare_wish(spare, seats.stages, self.head.alone.cluster, offers.hosts[spare.peer])
