@@ -164,8 +164,8 @@ Silence = Annotated[
     typer.Option(
         "--silence",
         metavar="TIME",
-        help="A host that says nothing for so long is taken for lost; half of it while a spare stands by. A dead process is "
-        "noticed at once.",
+        help="A host that says nothing for so long is taken for lost; three eighths of it while a spare stands by. A dead "
+        "process is noticed at once.",
     ),
 ]
 

@@ -93,7 +93,10 @@ class Client:
     async def _gone(self) -> None:
         kept = 0
         while kept <= MAX_HEAD_BYTES:
-            data = await self._stream.receive_some(_PART_BYTES)
+            try:
+                data = await self._stream.receive_some(_PART_BYTES)
+            except trio.BrokenResourceError:  # it closed with something of the answer unread
+                data = b""
             self._http.receive_data(data)
             if not data:
                 self.is_gone = True
@@ -109,7 +112,7 @@ class Client:
     async def send_raw(self, chunks: bytes) -> None:
         """Of an answer that has begun. Raises TooSlowError where the client does not read."""
         with trio.fail_after(STALL_S):
-            await self._stream.send_all(chunks)
+            await self._send_all(chunks)
 
     async def say(
         self,
@@ -178,4 +181,11 @@ class Client:
             self.status = event.status_code
         data = self._http.send(event)
         if data:
+            await self._send_all(data)
+
+    async def _send_all(self, data: bytes) -> None:
+        try:
             await self._stream.send_all(data)
+        except trio.BrokenResourceError:
+            self.is_gone = True
+            raise

@@ -28,7 +28,7 @@ from edgellm.errors import (
     PlanError,
     unwrapped,
 )
-from edgellm.leasing import SILENCE_S
+from edgellm.leasing import HEARTBEAT_S, SILENCE_S
 from edgellm.leasing.codec import seal_plan
 from edgellm.leasing.hold import HeldLease, Leases, LeasesRefused
 from edgellm.p2p.network import Network, PeerAddress
@@ -48,6 +48,10 @@ AVOID_S = 60.0
 LOOK_S = 1.0
 OWN_WORD_S = 0.3
 """How long a host may take to say why a rank of its is gone."""
+SPARE_SILENCE_SHARE = 3 / 8
+"""To be wrong about a host's death costs a second or two where a spare stands by, and far more where none does."""
+LEAST_SILENCE_S = 3 * HEARTBEAT_S
+"""A packet that is lost and sent again is no silence."""
 STALL_SHARE = 1.25
 """Of the silence after which a host is taken for lost: that of a rank, which is asked only once its step takes long.
 
@@ -120,7 +124,8 @@ class Keeper:
     spares: int = 0
     """Hosts that stand by."""
     silence_s: float = SILENCE_S
-    """A host that says nothing for so long is taken for lost; half of it where a spare can take its place at once."""
+    """A host that says nothing for so long is taken for lost; `SPARE_SILENCE_SHARE` of it where a spare can take its place at
+    once."""
     on_members: Callable[[Sequence[PeerAddress]], None] = lambda members: None
     """Is told who runs stages now."""
     _cluster: Cluster | None = None
@@ -477,10 +482,8 @@ class Keeper:
                 await self.leases.told()
 
     def _silence_s(self) -> float:
-        """To be wrong about a host's death costs a second where a spare stands by, and far more where none does."""
         is_mended = self._cluster is not None and not self._cluster.recovering
-        has_spare = bool(self._standing_by())
-        return self.silence_s / 2 if is_mended and has_spare else self.silence_s
+        return silence_with_spare(self.silence_s) if is_mended and self._standing_by() else self.silence_s
 
     async def _enlist(self) -> bool:
         """One more spare; whether there was one to be had."""
@@ -505,6 +508,11 @@ class Keeper:
         self.cluster.lenders = len(self.leases.held)
         self.on_progress(Progress(spare.name, "spare", "comes up, to stand by"))
         return True
+
+
+def silence_with_spare(silence_s: float) -> float:
+    """After how many silent seconds a host is taken for lost while a spare stands by; `silence_s` where none does."""
+    return min(silence_s, max(SPARE_SILENCE_SHARE * silence_s, LEAST_SILENCE_S))
 
 
 def _held(lease: HeldLease) -> Held:

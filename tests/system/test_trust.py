@@ -49,7 +49,9 @@ def say_times(machine: Machine, factor: float) -> None:
     files = list((machine.home / CACHE).glob(MEASURED))
     assert files
     for file in files:
-        file.write_text(re.sub(pattern, lambda found: f"{found[1]}{float(found[2]) * factor}", file.read_text()))
+        file.write_text(
+            re.sub(pattern, lambda found: f"{found[1]}{float(found[2]) * factor}", file.read_text())
+        )
 
 
 def trust(swarm: Swarm) -> dict[str, dict[str, Any]]:

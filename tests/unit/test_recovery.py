@@ -14,6 +14,7 @@ from edgellm.errors import HostLost, unwrapped
 from edgellm.requester.ask import ask
 from edgellm.requester.choose import Wanted
 from edgellm.requester.cluster import OpenedCluster, Requester, opened_cluster
+from edgellm.requester.recovery import silence_with_spare
 from edgellm.testing.memory_network import MemoryHub, open_hub
 from edgellm.testing.scripted_engine import Script
 from edgellm.testing.scripted_machine import ScriptedMachine
@@ -153,6 +154,11 @@ async def test_a_spare_takes_the_place_of_a_host_that_is_lost(tmp_path: Path) ->
         await until(lambda: it.phases("spare") == ["spare"] * 2)
         (after,) = cluster.cluster.plan.spares
         assert after.peer not in {spare.peer, lost.peer}
+
+
+@pytest.mark.parametrize(("silence_s", "with_spare_s"), [(4, 1.5), (2, 1.5), (60, 22.5), (1, 1)])
+def test_silence_is_judged_sooner_where_a_spare_stands_by(silence_s: float, with_spare_s: float) -> None:
+    assert silence_with_spare(silence_s) == with_spare_s
 
 
 async def test_a_spare_that_is_lost_interrupts_nothing_and_is_replaced(tmp_path: Path) -> None:
