@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 LOOK_S = 2.0
-LAST_LOOK_S = 0.5
+LOOK_TIMEOUT_S = 0.5
 MAX_PICKED = 8
 """Answers that wait for a check; the oldest goes first."""
 LEAST_TOKENS = 4
@@ -128,8 +128,8 @@ async def watched(
             yield
         finally:
             nursery.cancel_scope.cancel()
-            with trio.CancelScope(shield=True, deadline=trio.current_time() + LAST_LOOK_S):
-                await watch.look(LAST_LOOK_S)
+            with trio.CancelScope(shield=True, deadline=trio.current_time() + LOOK_TIMEOUT_S):
+                await watch.look(LOOK_TIMEOUT_S)
 
 
 class _Watch:
@@ -141,7 +141,9 @@ class _Watch:
 
     async def keep_looking(self) -> None:
         while True:
-            await self.look(LOOK_S)
+            # What the engine has handed out it does not hand out again: a look that has begun is not broken off.
+            with trio.CancelScope(shield=True, deadline=trio.current_time() + LOOK_TIMEOUT_S):
+                await self.look(LOOK_TIMEOUT_S)
             await trio.sleep(LOOK_S)
 
     async def look(self, timeout_s: float) -> None:
