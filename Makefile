@@ -18,9 +18,11 @@ peers: setup
 	setup/system.sh tests
 	VENV=$(VENV) setup/npm_packages.sh
 
-# Everything: units, real libp2p and engines, hosts in network namespaces (these need root). More than an hour on 2 cores.
+# Everything: units, real libp2p and engines, hosts in network namespaces (these need root). Two files at once: tests wait more
+# than they compute, and those of one file share what they bring up. In the order of their names, as long ones are not last then.
 test: setup peers
-	$(BIN)/python -m pytest tests
+	$(BIN)/python -m pytest -n 2 tests/unit
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests/chaos tests/integration tests/system
 
 # No engine, no root; several at once, as they wait more than they compute. On a busy machine some may be too late then.
 unit: setup

@@ -1,6 +1,6 @@
 """A DHT of 100 real libp2p peers, of which half are killed at once: hosts of a model are still found, and soon.
 
-With 40 peers where EDGELLM_FULL_TESTS is not set: a hundred take minutes of two cores to come up.
+With 42 peers where EDGELLM_FULL_TESTS is not set: a hundred take minutes of two cores to come up.
 """
 
 from __future__ import annotations
@@ -22,8 +22,7 @@ from edgellm.p2p.identity import Identity
 from edgellm.p2p.node import NodeConfig, open_node
 
 PROGRAM = Path(__file__).parents[1] / "integration" / "dht_peers.py"
-PROCESSES = 10
-PEERS_EACH = 10 if os.environ.get("EDGELLM_FULL_TESTS") else 4
+PROCESSES, PEERS_EACH = (10, 10) if os.environ.get("EDGELLM_FULL_TESTS") else (6, 7)
 HOSTS_EACH = 2
 MODEL = "tiny"
 
