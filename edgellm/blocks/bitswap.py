@@ -38,6 +38,8 @@ IDLE_S = 300.0
 """An incoming stream is ended after so long without a message. Some makes keep one open for all their questions."""
 STALL_S = 10.0
 """A holder that sends nothing that was asked for is given up after so long."""
+REMIND_S = 2.5
+"""Some makes answer one message's worth of a question, 4 MB, and forget the rest: after so long it is asked again."""
 _SEND_S = 60.0
 _OPEN_S = 10.0
 _CANCEL_S = 1.0
@@ -104,7 +106,7 @@ class Bitswap:
             while fetch.expects(holder.peer):
                 fetch.news = trio.Event()
                 with trio.move_on_after(stall_s) as deadline:
-                    await fetch.news.wait()
+                    await self._news_of(fetch, messages)
                 if deadline.cancelled_caught:
                     raise NetworkError(f"{holder.peer} sent nothing more for {stall_s:g} s")
         finally:
@@ -113,6 +115,18 @@ class Bitswap:
             with trio.move_on_after(_CANCEL_S, shield=True), suppress(NetworkError):
                 await _want(messages, wanted, cancel=True)
                 await stream.aclose()
+
+    @staticmethod
+    async def _news_of(fetch: _Fetch, messages: MessageStream) -> None:
+        """Waits for news; asks again for what is missing while there are none. Raises NetworkError."""
+        while True:
+            with trio.move_on_after(REMIND_S) as quiet:
+                await fetch.news.wait()
+            if not quiet.cancelled_caught:
+                return
+            missing = tuple(fetch.missing)
+            await _want(messages, missing, cancel=True)
+            await _want(messages, missing, cancel=False)
 
     async def _listen(self, stream: Stream) -> None:
         peer = stream.peer
